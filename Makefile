@@ -1,0 +1,39 @@
+# The only commands anyone needs. Each installs what it needs first; CI calls the same ones.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test test-slow lint type bench docs clean
+
+demo: $(INSTALLED)  ## the main job on a real model: profile, sparsify, evaluate, bench, report
+	$(BIN)/prunus demo
+
+test: $(INSTALLED)  ## the default tests: CPU, offline, under ten minutes
+	$(BIN)/python -m pytest
+
+test-slow: $(INSTALLED)  ## the tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+lint: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+type: $(INSTALLED)
+	$(BIN)/mypy
+
+bench: $(INSTALLED)  ## against the best peer, in an environment of its own; an hour on two cores
+	$(BIN)/python benchmarks/peers.py
+
+docs: $(INSTALLED)  ## the pages that are made from the tables in the code
+	$(BIN)/python docs/tables.py
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs

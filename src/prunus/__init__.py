@@ -1,0 +1,39 @@
+"""Prunus makes large language models smaller and really faster, with the evidence beside every claim.
+
+>>> import prunus
+>>> run = prunus.sparsify("org/model", "out", method="admm", pattern="2:4")
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from prunus.errors import UserError
+    from prunus.pipeline import run
+    from prunus.result import Run
+    from prunus.steps.bench import bench
+    from prunus.steps.evaluate import evaluate
+    from prunus.steps.profile import profile
+    from prunus.steps.report import report
+    from prunus.steps.sparsify import sparsify
+
+# Loaded on first use, so that `prunus --help` does not wait for torch.
+_HOMES = {
+    "UserError": "prunus.errors",
+    "Run": "prunus.result",
+    "run": "prunus.pipeline",
+    "bench": "prunus.steps.bench",
+    "evaluate": "prunus.steps.evaluate",
+    "profile": "prunus.steps.profile",
+    "report": "prunus.steps.report",
+    "sparsify": "prunus.steps.sparsify",
+}
+__all__ = ["Run", "UserError", "__version__", "bench", "evaluate", "profile", "report", "run", "sparsify"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'prunus' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

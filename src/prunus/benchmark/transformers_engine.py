@@ -1,0 +1,100 @@
+"""The engine "transformers": plain AutoModelForCausalLM, batch 1, greedy, with its KV cache."""
+
+import inspect
+import time
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What is asked of every measured model. `dtype` "auto" is the checkpoint's own."""
+
+    prompt_tokens: int
+    new_tokens: int
+    dtype: str
+    device: str
+    threads: int
+    trust_remote_code: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """One generation, in seconds: the prompt's forward, request to first token, every later token."""
+
+    prefill: float
+    first_token: float
+    steps: list[float]
+
+
+def load(directory: Path, work: Work) -> Any:
+    """The model as a user of transformers gets it; never from the network, never pickle."""
+    model = AutoModelForCausalLM.from_pretrained(
+        directory,
+        dtype=work.dtype,
+        local_files_only=True,
+        use_safetensors=True,
+        trust_remote_code=work.trust_remote_code,
+    )
+    return model.to(work.device).eval()
+
+
+def vocabulary(model: Any) -> int:
+    """Number of token ids the model has embeddings for."""
+    return int(model.get_input_embeddings().weight.shape[0])
+
+
+def prompt(vocabulary_size: int, work: Work) -> Tensor:
+    """Uniform random token ids (1, prompt_tokens): the time of a dense forward does not depend on the text."""
+    generator = torch.Generator().manual_seed(work.seed)
+    ids_1T = torch.randint(vocabulary_size, (1, work.prompt_tokens), generator=generator)
+    return ids_1T.to(work.device)
+
+
+@torch.inference_mode()
+def generate(model: Any, ids_1T: Tensor, new_tokens: int) -> Times:
+    """Generate exactly `new_tokens` greedy tokens, end-of-sequence or not, and time each part of it.
+
+    Prefill is one forward over the prompt that fills the cache; TTFT adds the choice of the first token. Each decode
+    step is one forward of one token and the choice of the next, so there are `new_tokens - 1` steps.
+    """
+    last_only = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+    start = _now(ids_1T.device)
+    output = model(input_ids=ids_1T, use_cache=True, **last_only)
+    prefilled = _now(ids_1T.device)
+    token_11 = output.logits[:, -1:].argmax(-1)
+    step_ends = [_now(ids_1T.device)]
+    for _ in range(new_tokens - 1):
+        output = model(input_ids=token_11, past_key_values=output.past_key_values, use_cache=True)
+        token_11 = output.logits[:, -1:].argmax(-1)
+        step_ends.append(_now(ids_1T.device))
+    steps = [end - begin for begin, end in pairwise(step_ends)]
+    return Times(prefilled - start, step_ends[0] - start, steps)
+
+
+def _now(device: torch.device) -> float:
+    """Seconds on a monotonic clock, after everything queued on the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def decode_bytes(model: Any) -> int:
+    """Weight bytes one decoded token reads: each weight once, of a lookup table one row. The KV cache is not in it.
+
+    A tied embedding is read whole, as the output projection. For mixtures of experts this is an upper bound: a token
+    reads only its own experts.
+    """
+    output = model.get_output_embeddings()
+    output_weight = None if output is None else output.weight
+    tables = {m.weight for m in model.modules() if isinstance(m, nn.Embedding) and m.weight is not output_weight}
+    unread = sum((table.numel() - table.shape[1]) * table.element_size() for table in tables)
+    everything: int = sum(p.numel() * p.element_size() for p in model.parameters())
+    return everything - unread

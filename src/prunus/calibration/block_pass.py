@@ -1,0 +1,140 @@
+"""The one loop over decoder blocks: load a block, observe it, let an edit change it, run it, hand it on, free it.
+
+Everything that calibrates is an edit given to this loop; evaluating a model too large for memory is this loop with no
+edit. Memory is one block, the statistics of one stage, and as many sleeping sequences as the budget allows; the
+others are run again up to each stage, which gives the same numbers for more time.
+
+Shapes: N = sequences, T = tokens, H = hidden, O = out_features, I = in_features.
+"""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from torch import Tensor
+
+from prunus.calibration.hidden_states import HiddenStates
+from prunus.calibration.staged_run import StagedRun, StageInputs, stops_at_stages
+from prunus.calibration.statistics import Recorder
+from prunus.models import StreamedModel
+from prunus.models.spec import BlockSpec, Group, Stage
+from prunus.sparsity.methods import Statistics
+
+Propagate = Literal["sparse", "dense"]
+
+
+class Edit(Protocol):
+    """Changes the matrices of one group; `needs` names the statistics it wants."""
+
+    @property
+    def needs(self) -> Collection[str]: ...
+
+    def __call__(
+        self, block: BlockSpec, group: Group, weights_OI: list[Tensor], statistics: Statistics
+    ) -> list[Tensor]:
+        """Return the new weights, in the order and dtype of `weights_OI`, which stay untouched."""
+        ...
+
+
+def _ignore(_steps: int) -> None:
+    return None
+
+
+@dataclass(kw_only=True)
+class BlockPass:
+    """Takes one block after the other through calibration and edit.
+
+    `propagate="sparse"`: each stage sees the inputs it will really see, after everything before it was edited.
+    `propagate="dense"`: statistics and hidden states are those of the unedited model.
+    """
+
+    model: StreamedModel
+    real_NT: Tensor
+    edit: Edit | None  # None: only run the block
+    propagate: Propagate = "sparse"
+    num_cached: int  # sequences that sleep in memory between stages; the others are run again
+    advance: Callable[[int], None] = field(default=_ignore)  # progress, one step per sequence and block
+
+    def run_block(self, index: int, hidden_in: HiddenStates, hidden_out: HiddenStates) -> dict[str, Tensor]:
+        """Edit block `index` and write the next block's inputs to `hidden_out`.
+
+        Returns the block's tensors, edited, under the model's parameter names and in the checkpoint's dtype.
+        """
+        state = self.model.load_block(index)
+        if self.edit is None:
+            self._only_run(index, hidden_in, hidden_out)
+        else:
+            edit_block = self._edit_while_running if self.propagate == "sparse" else self._edit_after_running
+            with stops_at_stages(self.model.blocks[index], self.model.spec.blocks[index]):
+                edit_block(index, self.edit, state, hidden_in, hidden_out)
+        self.model.free_block(index)
+        return state
+
+    def _only_run(self, index: int, hidden_in: HiddenStates, hidden_out: HiddenStates) -> None:
+        for n in range(len(self.real_NT)):
+            hidden_out[n] = self.model.run_block(index, hidden_in[n])
+            self.advance(1)
+
+    def _edit_while_running(
+        self, index: int, edit: Edit, state: dict[str, Tensor], hidden_in: HiddenStates, hidden_out: HiddenStates
+    ) -> None:
+        sleeping = [StagedRun(self.model, index, hidden_in[n]) for n in range(min(self.num_cached, len(self.real_NT)))]
+        for number, stage in enumerate(self.model.spec.blocks[index].stages):
+            recorders = [Recorder(edit.needs) for _ in stage.groups]
+            for n in range(len(self.real_NT)):
+                if n < len(sleeping):
+                    self._record(recorders, sleeping[n].advance(), n)
+                else:
+                    self._record(recorders, *self._replay(index, hidden_in[n], number, n))
+            self._solve(index, stage, edit, recorders, state)
+        for n in range(len(self.real_NT)):
+            hidden_out[n] = (
+                self._finish(sleeping[n]) if n < len(sleeping) else self.model.run_block(index, hidden_in[n])
+            )
+            self.advance(1)
+
+    def _edit_after_running(
+        self, index: int, edit: Edit, state: dict[str, Tensor], hidden_in: HiddenStates, hidden_out: HiddenStates
+    ) -> None:
+        stages = self.model.spec.blocks[index].stages
+        recorders = [[Recorder(edit.needs) for _ in stage.groups] for stage in stages]
+        for n in range(len(self.real_NT)):
+            run = StagedRun(self.model, index, hidden_in[n])
+            for of_stage in recorders:
+                self._record(of_stage, run.advance(), n)
+            hidden_out[n] = self._finish(run)
+            self.advance(1)
+        for stage, of_stage in zip(stages, recorders, strict=True):
+            self._solve(index, stage, edit, of_stage, state)
+
+    def _replay(self, index: int, hidden_1TH: Tensor, number: int, n: int) -> tuple[StageInputs | None, int]:
+        run = StagedRun(self.model, index, hidden_1TH)
+        inputs = None
+        for _ in range(number + 1):
+            inputs = run.advance()
+        run.abandon()
+        return inputs, n
+
+    def _finish(self, run: StagedRun) -> Tensor:
+        rest = run.advance()
+        assert rest is None, "a block passed more stages than its trace showed"
+        assert run.output_1TH is not None
+        output_1TH, run.output_1TH = run.output_1TH, None
+        return output_1TH
+
+    def _record(self, recorders: list[Recorder], inputs: StageInputs | None, n: int) -> None:
+        assert inputs is not None, "a block passed fewer stages than its trace showed"
+        real_T = self.real_NT[n]
+        for recorder, (x_TI, token) in zip(recorders, inputs, strict=True):
+            real = real_T.to(x_TI.device) if token is None else real_T.to(x_TI.device)[token]
+            recorder.add(x_TI if real.all() else x_TI[real])
+
+    def _solve(self, index: int, stage: Stage, edit: Edit, recorders: list[Recorder], state: dict[str, Tensor]) -> None:
+        spec, block = self.model.spec.blocks[index], self.model.blocks[index]
+        for group, recorder in zip(stage.groups, recorders, strict=True):
+            stored = [linear.view(state[f"{spec.name}.{linear.parameter}"]) for linear in group.linears]
+            device = self.model.device
+            solved = edit(spec, group, [weight.to(device) for weight in stored], recorder.statistics())
+            for linear, weight_OI, new_OI in zip(group.linears, stored, solved, strict=True):
+                weight_OI.copy_(new_OI)
+                linear.view(block.get_parameter(linear.parameter).data).copy_(weight_OI)

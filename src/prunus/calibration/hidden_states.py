@@ -1,0 +1,48 @@
+"""The hidden states of all calibration sequences between two blocks: in memory, or in a memory-mapped file.
+
+Shapes: N = sequences, T = tokens, H = hidden.
+"""
+
+import os
+import zlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CHUNK_BYTES = 1 << 24
+
+
+class HiddenStates:
+    """An (N, T, H) tensor that the block pass reads one sequence at a time.
+
+    With `path` it is a mapping of that file, which outlives the process: what an interrupted pass goes on from. The
+    system keeps as much of it in memory as there is room for.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], dtype: torch.dtype, path: Path | None = None) -> None:
+        self.path = path
+        if path is None:
+            self.states_NTH = torch.empty(shape, dtype=dtype)
+            return
+        num_elements = shape[0] * shape[1] * shape[2]
+        with path.open("ab") as file:  # reserve the space now: a full disk is an error here, not a crash later
+            os.posix_fallocate(file.fileno(), 0, max(num_elements * dtype.itemsize, 1))
+        flat = torch.from_file(str(path), shared=True, size=num_elements, dtype=dtype)
+        self.states_NTH = flat.view(shape)
+
+    def __getitem__(self, index: int) -> Tensor:
+        """Return sequence `index` as (1, T, H), a view."""
+        return self.states_NTH[index : index + 1]
+
+    def __setitem__(self, index: int, hidden_1TH: Tensor) -> None:
+        self.states_NTH[index].copy_(hidden_1TH[0])
+
+    def checksum(self) -> int:
+        """CRC-32 of the content: tells whether a file still holds what was written before an interruption."""
+        flat: Any = self.states_NTH.view(-1).view(torch.uint8).numpy()
+        crc = 0
+        for start in range(0, flat.size, CHUNK_BYTES):
+            crc = zlib.crc32(flat[start : start + CHUNK_BYTES], crc)
+        return crc

@@ -1,0 +1,75 @@
+"""One sequence's way through one decoder block, stopping at each stage until the matrices there are solved.
+
+The block's own forward code runs in a greenlet. When it reaches the first matrix of a stage (qkv, o, gate/up, down) it
+hands that matrix's input over and sleeps; once the stage is pruned it wakes and goes on with the pruned weights. So
+every statistic comes from truly sequential inputs at the price of one forward pass, for every family whose blocks
+can be traced, without a line of architecture code.
+
+Shapes: T = tokens, H = hidden, I = in_features.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import greenlet
+from torch import Tensor, nn
+
+from prunus.models import StreamedModel
+from prunus.models.spec import BlockSpec
+
+# For each group of a stage: its input (T, I), and which tokens of the sequence these are (None = all, in order)
+StageInputs = list[tuple[Tensor, Tensor | None]]
+
+
+class StagedRun:
+    """`advance()` runs to the next stage and returns its inputs; after the last stage it returns None."""
+
+    def __init__(self, model: StreamedModel, index: int, hidden_1TH: Tensor) -> None:
+        self.output_1TH: Tensor | None = None
+        self._greenlet = greenlet.greenlet(lambda: model.run_block(index, hidden_1TH))
+
+    def advance(self) -> StageInputs | None:
+        result = self._greenlet.switch()
+        if self._greenlet.dead:
+            self.output_1TH = result
+            return None
+        return list(result)
+
+    def abandon(self) -> None:
+        """Let go of everything the sleeping forward pass holds."""
+        if not self._greenlet.dead:
+            self._greenlet.throw()
+
+
+def _hand_over(inputs: StageInputs) -> None:
+    parent = greenlet.getcurrent().parent
+    if parent is not None:  # None: the block is run plainly, nobody waits for its inputs
+        parent.switch(inputs)
+
+
+@contextmanager
+def stops_at_stages(block: nn.Module, spec: BlockSpec) -> Iterator[None]:
+    """Within the context, a StagedRun through `block` stops at every stage of `spec`."""
+    handles = []
+    for stage in spec.stages:
+        module: Any = block.get_submodule(stage.module)
+        if stage.weight is None:
+            handles.append(module.register_forward_pre_hook(_stop_at_linear))
+        else:
+            module.observe_experts = _stop_at_experts
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module in block.modules():
+            module.__dict__.pop("observe_experts", None)
+
+
+def _stop_at_linear(_module: nn.Module, args: tuple[Any, ...]) -> None:
+    _hand_over([(args[0].flatten(0, -2), None)])
+
+
+def _stop_at_experts(_weight: str, inputs: list[tuple[Tensor, Tensor]]) -> None:
+    _hand_over(list(inputs))

@@ -1,0 +1,64 @@
+"""Streaming statistics of a layer's inputs, in fp32, for as many tokens as pass by.
+
+Shapes: T = tokens, I = in_features.
+"""
+
+from collections.abc import Collection
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from prunus.sparsity.methods import Statistics
+
+PANELS = 4
+
+
+class Recorder:
+    """Accumulates what a method needs to know of one input: `input_sq_norm` (I) or `gram` (I, I), as token means."""
+
+    def __init__(self, needs: Collection[str]) -> None:
+        self._needs = needs
+        self._num_tokens = 0
+        self._sq_norm_I: Tensor | None = None
+        self._gram_II: Tensor | None = None
+
+    def add(self, x_TI: Tensor) -> None:
+        """Take the inputs of some tokens, padding already removed."""
+        x_TI = x_TI.float()
+        self._num_tokens += x_TI.shape[0]
+        if "gram" in self._needs:
+            if self._gram_II is None:
+                self._gram_II = x_TI.new_zeros(x_TI.shape[1], x_TI.shape[1])
+            _add_upper_products(self._gram_II, x_TI)
+        elif "input_sq_norm" in self._needs:
+            sq_norm_I = torch.linalg.vector_norm(x_TI, dim=0).square_()
+            self._sq_norm_I = sq_norm_I if self._sq_norm_I is None else self._sq_norm_I.add_(sq_norm_I)
+
+    def statistics(self) -> Statistics:
+        """Return the means over all tokens seen. The recorder is spent afterwards: the Gram is finished in place."""
+        count = max(self._num_tokens, 1)
+        if self._gram_II is not None:
+            gram_II = _mirror_upper(self._gram_II.div_(count))
+            return Statistics(num_tokens=self._num_tokens, input_sq_norm_I=gram_II.diagonal().clone(), gram_II=gram_II)
+        sq_norm_I = None if self._sq_norm_I is None else self._sq_norm_I / count
+        return Statistics(num_tokens=self._num_tokens, input_sq_norm_I=sq_norm_I, gram_II=None)
+
+
+def _edges(size: int) -> list[int]:
+    return [size * panel // PANELS for panel in range(PANELS + 1)]
+
+
+def _add_upper_products(gram_II: Tensor, x_TI: Tensor) -> None:
+    """gram += X^T X, upper block triangle only: 5/8 of the multiplications of the full product."""
+    edges = _edges(gram_II.shape[0])
+    for start, stop in pairwise(edges):
+        if stop > start:
+            gram_II[start:stop, start:].addmm_(x_TI[:, start:stop].T, x_TI[:, start:])
+
+
+def _mirror_upper(gram_II: Tensor) -> Tensor:
+    edges = _edges(gram_II.shape[0])
+    for start, stop in pairwise(edges):
+        gram_II[stop:, start:stop] = gram_II[start:stop, stop:].T
+    return gram_II

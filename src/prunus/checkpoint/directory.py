@@ -1,0 +1,199 @@
+"""Find, validate and lazily read a Hugging Face model directory.
+
+Everything that can be wrong with a directory is found from its file headers, before any weight is read.
+"""
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import AutoConfig, PretrainedConfig
+
+from prunus.errors import UserError
+
+INDEX_NAME = "model.safetensors.index.json"
+SINGLE_NAME = "model.safetensors"
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.py", "LICENSE*"]
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """Where one tensor lies, known from the file header alone."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def num_elements(self) -> int:
+        return int(torch.Size(self.shape).numel())
+
+    @property
+    def num_bytes(self) -> int:
+        return self.num_elements * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model directory that passed every check that needs no weights."""
+
+    path: Path
+    config: PretrainedConfig
+    tensors: dict[str, TensorInfo]
+    trust_remote_code: bool = False
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(info.num_elements for info in self.tensors.values())
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(info.num_bytes for info in self.tensors.values())
+
+    def read(self, name: str) -> Tensor:
+        """Return one tensor, in memory of its own. Raises UserError naming it when it holds NaN or Inf."""
+        with safe_open(self.tensors[name].file, framework="pt") as file:
+            tensor: Tensor = file.get_tensor(
+                name
+            ).clone()  # the clone lets go of the mapped pages, which count as resident
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise UserError(f"tensor {name} in {self.tensors[name].file} holds NaN or Inf; repair the checkpoint.")
+        return tensor
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the config and of every weight file, byte for byte."""
+        digest = hashlib.sha256((self.path / "config.json").read_bytes())
+        for file in sorted({info.file for info in self.tensors.values()}):
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+        return digest.hexdigest()
+
+    @property
+    def side_files(self) -> list[Path]:
+        """Tokenizer, chat template, generation config, license: what goes along unchanged."""
+        ours = {INDEX_NAME, SINGLE_NAME, "prunus.json"}
+        kept = {".json", ".jinja", ".txt", ".model", ".py", ".md"}
+        files = (p for p in self.path.iterdir() if p.is_file() and p.name not in ours)
+        return sorted(p for p in files if p.suffix in kept or p.name.startswith("LICENSE"))
+
+
+def open_checkpoint(model: str | Path, *, trust_remote_code: bool = False) -> Checkpoint:
+    """Open a local model directory or a hub name.
+
+    Raises UserError, in one sentence, for anything that is not a readable causal language model checkpoint.
+    """
+    path = _locate(str(model))
+    config = _read_config(path, trust_remote_code)
+    tensors = {name: info for file in _weight_files(path) for name, info in _read_header(file).items()}
+    _check_index(path, tensors)
+    return Checkpoint(path, config, tensors, trust_remote_code)
+
+
+def _locate(model: str) -> Path:
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return path.resolve()
+    if path.exists():
+        raise UserError(f"{model} is a file, not a model directory; give the directory that holds config.json.")
+    if not HUB_NAME.fullmatch(model) or model.startswith("."):
+        raise UserError(f"no such path: {model}; give a local model directory or a hub name such as org/model.")
+    return _download(model)
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=HUB_FILES))
+    except Exception as error:  # the hub client raises a dozen unrelated types for "not there" and "no network"
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"{name} is neither a local directory nor a model the hub would give ({reason}); check the name, the "
+            "network and, for gated models, `hf auth login`."
+        ) from error
+
+
+def _read_config(path: Path, trust_remote_code: bool) -> PretrainedConfig:
+    file = path / "config.json"
+    if not file.is_file():
+        raise UserError(f"{path} is not a model directory: it has no config.json.")
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+        model_type = raw.get("model_type")
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{file} is not a JSON object ({error}); restore it from the original model.") from error
+    if raw.get("auto_map") and not trust_remote_code:
+        raise UserError(
+            f"{path} needs code of its own to load (auto_map in config.json); read that code, then allow it with "
+            "--trust-remote-code."
+        )
+    try:
+        return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (ValueError, KeyError, OSError) as error:
+        raise UserError(f"unsupported architecture {model_type!r} in {file}; see `prunus models`.") from error
+
+
+def _weight_files(path: Path) -> list[Path]:
+    index = path / INDEX_NAME
+    if index.is_file():
+        names = sorted(set(_weight_map(index).values()))
+        missing = [name for name in names if not (path / name).is_file()]
+        if missing:
+            raise UserError(f"shard {missing[0]} is missing from {path}; download it again.")
+        return [path / name for name in names]
+    if (path / SINGLE_NAME).is_file():
+        return [path / SINGLE_NAME]
+    if any(path.glob("*.bin")) or any(path.glob("*.pt")) or any(path.glob("*.pth")):
+        raise UserError(
+            f"{path} holds only pickle weights, which can run code when opened; convert them where you trust them: "
+            "AutoModelForCausalLM.from_pretrained(path).save_pretrained(new_path)."
+        )
+    raise UserError(f"{path} holds no weights: neither {SINGLE_NAME} nor {INDEX_NAME}.")
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{index} is not a safetensors index ({error}); download it again.") from error
+    outside = [name for name in weight_map.values() if Path(name).name != name]
+    if outside:
+        raise UserError(f"{index} names a file outside its directory ({outside[0]}); download it again.")
+    return dict(weight_map)
+
+
+def _read_header(file: Path) -> dict[str, TensorInfo]:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 not a dict
+            headers = {name: (tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"weight file {file} is corrupt or truncated ({error}); download it again.") from error
+    for name, (_, dtype) in headers.items():
+        if dtype not in DTYPES:
+            raise UserError(f"tensor {name} in {file} has dtype {dtype}; allowed are {', '.join(DTYPES)}.")
+    return {name: TensorInfo(file, shape, DTYPES[dtype]) for name, (shape, dtype) in headers.items()}
+
+
+def _check_index(path: Path, tensors: dict[str, TensorInfo]) -> None:
+    index = path / INDEX_NAME
+    if index.is_file() and (absent := set(_weight_map(index)) - set(tensors)):
+        raise UserError(f"tensor {sorted(absent)[0]} is in {index.name} but in no shard of {path}; download it again.")

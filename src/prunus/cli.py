@@ -1,0 +1,333 @@
+"""The command line: one thin verb per step. Human output on stderr; the last line on stdout is one JSON object."""
+
+import json
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from prunus import __version__
+from prunus.errors import UserError
+
+app = typer.Typer(
+    name="prunus",
+    help="Make large language models smaller and really faster, with the evidence beside every claim.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    add_completion=False,
+)
+
+Model = Annotated[str, typer.Argument(help="A local model directory or a hub name such as org/model.")]
+Out = Annotated[Path, typer.Argument(help="The directory to write; it must not exist yet.")]
+Memory = Annotated[
+    str | None, typer.Option(help="Bound on cached activations, like 4GiB. Default: half of free memory.")
+]
+Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run model code that comes with the checkpoint.")]
+Dtype = Annotated[str, typer.Option(help="Forward dtype: auto (measured), float32 or bfloat16.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Against = Annotated[str | None, typer.Option(help="The dense model to compare with.")]
+
+
+def _emit(result: Any) -> None:
+    """The machine-readable end of every command."""
+    print(json.dumps(result, default=str, allow_nan=False), flush=True)
+
+
+def _split(values: list[str] | None) -> list[str]:
+    return [part for value in values or [] for part in value.split(",") if part]
+
+
+def _pairs(values: list[str] | None, flag: str) -> dict[str, str]:
+    pairs = {}
+    for value in values or []:
+        key, equals, wish = value.partition("=")
+        if not equals:
+            raise UserError(f"{flag} {value!r} has no '='; write it like {flag} '*.down_proj=0.3'.")
+        pairs[key] = wish
+    return pairs
+
+
+@app.command()
+def sparsify(
+    model: Model,
+    out: Out,
+    method: Annotated[str, typer.Option(help="See `prunus methods`.")] = "admm",
+    pattern: Annotated[
+        str, typer.Option(help="0.5 | 2:4, any N:M kept | 16x16:0.8 tiles | 0.5@row, 0.5@matrix.")
+    ] = "0.5",
+    override: Annotated[list[str] | None, typer.Option(help="GLOB=PATTERN or GLOB=dense; repeatable.")] = None,
+    protect: Annotated[list[str] | None, typer.Option(help="GLOB of matrices left dense; repeatable.")] = None,
+    option: Annotated[list[str] | None, typer.Option(help="KEY=VALUE setting of the method; repeatable.")] = None,
+    polish: Annotated[bool, typer.Option(help="ADMM: refit the kept weights by conjugate gradients.")] = True,
+    allocation: Annotated[
+        str, typer.Option(help="uniform, model (one threshold), owl, dlp or sensitivity.")
+    ] = "uniform",
+    calibration: Annotated[
+        list[str] | None,
+        typer.Option(help="PATH | hf:NAME:split:column | self | builtin, each with =weight; repeatable."),
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Calibration sequences.")] = 128,
+    length: Annotated[int, typer.Option(help="Tokens per calibration sequence.")] = 2048,
+    propagate: Annotated[
+        str, typer.Option(help="sparse: later layers see pruned inputs; dense: original ones.")
+    ] = "sparse",
+    seed: int = 0,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    max_memory: Memory = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done, and what it takes; touch nothing.")
+    ] = False,
+    trust_remote_code: Trust = False,
+) -> None:
+    """Write a copy of MODEL with zeros in it. Interrupted, the same command goes on where it stopped.
+
+    Example: `prunus sparsify org/model out --method admm --pattern 2:4 --calibration wiki.txt=2 --calibration self`
+    """
+    from prunus.cli_tables import show_estimate, show_sparsified
+    from prunus.result import Run
+    from prunus.steps.sparsify import sparsify as step
+
+    result = step(
+        model,
+        out,
+        method=method,
+        pattern=pattern,
+        overrides=_pairs(override, "--override"),
+        protect=tuple(protect or ()),
+        options=method_options(method, _pairs(option, "--option"), polish),
+        allocation=allocation,
+        calibration=tuple(calibration or ("self",)),
+        samples=samples,
+        length=length,
+        propagate=propagate,
+        seed=seed,
+        dtype=dtype,
+        device=device,
+        max_memory=max_memory,
+        dry_run=dry_run,
+        trust_remote_code=trust_remote_code,
+    )
+    if isinstance(result, Run):
+        show_sparsified(result)
+    else:
+        show_estimate(result)
+    _emit(result.summary())
+
+
+def method_options(method: str, values: dict[str, str], polish: bool) -> dict[str, Any]:
+    """Options as typed on the command line, with numbers read as numbers."""
+    options: dict[str, Any] = {key: _number(value) for key, value in values.items()}
+    return options if polish else {**options, "polish": 0}
+
+
+def _number(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return {"true": True, "false": False}.get(text.lower(), text)
+
+
+@app.command()
+def evaluate(
+    model: Model,
+    text: Annotated[list[str] | None, typer.Option(help="PATH | hf:NAME:split:column | builtin; repeatable.")] = None,
+    length: Annotated[int, typer.Option(help="Tokens per window.")] = 2048,
+    windows: Annotated[int | None, typer.Option(help="Only the first N windows.")] = None,
+    against: Against = None,
+    choices: Annotated[str | None, typer.Option(help="JSON lines with ctx, endings, label.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first N questions.")] = None,
+    tasks: Annotated[list[str] | None, typer.Option(help="lm-eval tasks, comma separated (extra [eval]).")] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="Show greedy continuations of this text; repeatable.")
+    ] = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    max_memory: Memory = None,
+    trust_remote_code: Trust = False,
+) -> None:
+    """Measure quality: perplexity, KL to the dense model, multiple choice, lm-eval tasks, continuations.
+
+    Example: `prunus evaluate out --against org/model --text wiki.test.txt --length 2048 --windows 32`
+    """
+    from prunus.cli_tables import show_evaluations
+    from prunus.steps.evaluate import evaluate as step
+
+    results = step(
+        model,
+        text=tuple(text or ()),
+        length=length,
+        windows=windows,
+        against=against,
+        choices=choices,
+        limit=limit,
+        tasks=tuple(_split(tasks)),
+        prompts=tuple(prompt or ()),
+        dtype=dtype,
+        device=device,
+        max_memory=max_memory,
+        trust_remote_code=trust_remote_code,
+    )
+    show_evaluations(results)
+    _emit({"step": "evaluate", "model": model, "results": results})
+
+
+@app.command()
+def bench(
+    model: Model,
+    against: Against = None,
+    prompt_tokens: Annotated[int, typer.Option(help="Tokens of the prompt (prefill).")] = 512,
+    new_tokens: Annotated[int, typer.Option(help="Tokens to generate (decode).")] = 128,
+    repetitions: Annotated[int, typer.Option(help="Times each model is measured, in turn.")] = 5,
+    threads: Annotated[int | None, typer.Option(help="CPU threads. Default: all.")] = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    trust_remote_code: Trust = False,
+) -> None:
+    """Measure speed and memory in transformers, interleaved with the dense model.
+
+    Example: `prunus bench out --against org/model --prompt-tokens 512 --new-tokens 128`
+    """
+    from prunus.cli_tables import show_bench
+    from prunus.steps.bench import bench as step
+
+    result = step(
+        model,
+        against=against,
+        prompt_tokens=prompt_tokens,
+        new_tokens=new_tokens,
+        repetitions=repetitions,
+        threads=threads,
+        dtype=dtype,
+        device=device,
+        trust_remote_code=trust_remote_code,
+    )
+    show_bench(result)
+    _emit({"step": "bench", "model": model, **result})
+
+
+@app.command()
+def profile(
+    model: Model,
+    sensitivity: Annotated[bool, typer.Option("--sensitivity", help="Prune each block alone, measure KL.")] = False,
+    pattern: Annotated[str, typer.Option(help="Pattern for --sensitivity.")] = "0.5",
+    text: Annotated[str, typer.Option(help="Text for --sensitivity.")] = "builtin",
+    length: Annotated[int, typer.Option(help="Tokens per window for --sensitivity.")] = 256,
+    windows: Annotated[int, typer.Option(help="Windows for --sensitivity.")] = 8,
+    trust_remote_code: Trust = False,
+) -> None:
+    """Show where parameters, bytes and FLOPs are, and which blocks bear pruning.
+
+    Example: `prunus profile org/model --sensitivity --pattern 2:4`
+    """
+    from prunus.cli_tables import show_profile
+    from prunus.steps.profile import profile as step
+
+    result = step(
+        model,
+        sensitivity=sensitivity,
+        pattern=pattern,
+        text=text,
+        length=length,
+        windows=windows,
+        trust_remote_code=trust_remote_code,
+    )
+    show_profile(result)
+    _emit({"step": "profile", **result})
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Directories that prunus made.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The HTML file. Default: report.html in the last run.")
+    ] = None,
+) -> None:
+    """Write one self-contained HTML page about one or more runs.
+
+    Example: `prunus report out-50 out-60 out-70 -o report.html`
+    """
+    from prunus.steps.report import report as step
+
+    _emit({"step": "report", "output": str(step(runs, output))})
+
+
+@app.command()
+def run(
+    recipe: Annotated[Path, typer.Argument(help="A YAML recipe; see recipes/.")],
+    out: Out,
+    max_memory: Memory = None,
+    trust_remote_code: Trust = False,
+) -> None:
+    """Carry out a recipe: steps chained, what is done is skipped.
+
+    Example: `prunus run recipes/one-shot.yaml out`
+    """
+    from prunus.cli_tables import show_sparsified
+    from prunus.pipeline import run as chain
+
+    result = chain(recipe, out, max_memory=max_memory, trust_remote_code=trust_remote_code)
+    show_sparsified(result)
+    _emit({**result.summary(), "step": "run"})
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Argument(help="The directory to write.")] = Path("runs/demo"),
+) -> None:
+    """The whole road on SmolLM2-135M-Instruct: profile, sparsify to 50%, evaluate, bench, report.
+
+    Example: `prunus demo`
+    """
+    from prunus.demo import run_demo
+
+    _emit(run_demo(out))
+
+
+@app.command()
+def methods() -> None:
+    """List the pruning methods: paper, needs, cost, when to use. Example: `prunus methods`."""
+    from prunus.cli_tables import method_rows, show_methods
+
+    show_methods()
+    _emit({"methods": method_rows()})
+
+
+@app.command()
+def models() -> None:
+    """List the model families and how each is tested. Example: `prunus models`."""
+    from prunus.cli_tables import show_models
+    from prunus.models.families import FAMILIES
+
+    show_models()
+    _emit({"models": [{"family": f.family, "name": f.name, "shape": f.shape} for f in FAMILIES]})
+
+
+@app.command()
+def version() -> None:
+    """Print the version. Example: `prunus version`."""
+    _emit({"prunus": __version__})
+
+
+def main() -> None:
+    """Run the command line; the exit code is 2 for a mistake the user can mend, 130 when interrupted, 1 for a bug."""
+    try:
+        app(standalone_mode=True)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here.", file=sys.stderr)
+        sys.exit(130)
+    except Exception:  # a bug: show where
+        traceback.print_exc()
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

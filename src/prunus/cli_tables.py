@@ -1,0 +1,181 @@
+"""What people read: tables on stderr. The figures are the same as in the JSON on stdout."""
+
+from typing import Any
+
+from rich.table import Table
+
+from prunus.models.families import FAMILIES
+from prunus.progress import console
+from prunus.result import Run
+from prunus.sparsity import METHODS
+from prunus.steps.estimate import Estimate
+
+MB = 1e6
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 else "right")
+    return table
+
+
+def method_rows() -> list[dict[str, Any]]:
+    """The table of methods, ready for JSON."""
+    return [
+        {
+            "method": name,
+            "paper": method.paper,
+            "needs": list(method.needs) or ["weights only"],
+            "updates kept weights": method.updates,
+            "cost": method.cost,
+            "when": method.when,
+            "patterns": ["unstructured (row, matrix)", "N:M", "tiles"],
+        }
+        for name, method in METHODS.items()
+    ]
+
+
+def show_methods() -> None:
+    table = Table(title="Pruning methods; all take unstructured, N:M and tile patterns", show_lines=True)
+    for column in ("method", "idea", "paper", "needs", "cost", "when to use"):
+        table.add_column(column)
+    for name, method in METHODS.items():
+        table.add_row(name, method.idea, method.paper, ", ".join(method.needs) or "weights", method.cost, method.when)
+    console.print(table)
+
+
+def show_models() -> None:
+    table = Table(
+        title="Families tested with tiny random models: streamed logits equal transformers', pruned, reloaded"
+    )
+    for column in ("family", "models", "its blocks"):
+        table.add_column(column)
+    for family in FAMILIES:
+        table.add_row(family.family, family.name, family.shape)
+    console.print(table)
+    console.print("Other decoder-only families of the usual shape work too; what is not understood is refused by name.")
+
+
+def show_sparsified(run: Run) -> None:
+    step = run.last_step
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for row in step["matrices"]:
+        rows.setdefault(row["projection"], []).append(row)
+    table = _table(f"{run.path}", "projection", "pattern", "matrices", "sparsity", "error (mean)", "error (worst)")
+    for projection, found in rows.items():
+        errors = [row["error"] for row in found]
+        patterns = sorted({row["pattern"] for row in found})
+        table.add_row(
+            projection,
+            patterns[0] if len(patterns) == 1 else f"{len(patterns)} patterns",
+            str(len(found)),
+            f"{sum(row['sparsity'] for row in found) / len(found):.4f}",
+            f"{sum(errors) / len(errors):.4f}",
+            f"{max(errors):.4f}",
+        )
+    console.print(table)
+    sparsity = step["sparsity"]
+    console.print(
+        f"{'already done: ' if run.reused else ''}{sparsity['pruned_matrices']:.2%} of the pruned matrices and "
+        f"{sparsity['all_parameters']:.2%} of all parameters are zero; {step['seconds']:.0f} s, peak "
+        f"{step['peak_memory_bytes'] / 2**30:.2f} GiB, forward in {step['dtype']}."
+    )
+
+
+def show_estimate(estimate: Estimate) -> None:
+    table = _table("Dry run: nothing was touched", "projection", "pattern", "shape", "matrices", "zeros")
+    for row in estimate.by_projection:
+        table.add_row(
+            row["projection"],
+            row["pattern"],
+            "x".join(map(str, row["shape"])),
+            str(row["matrices"]),
+            f"{row['zeros']:,}",
+        )
+    console.print(table)
+    console.print(
+        f"{estimate.zeros:,} of {estimate.weights:,} weights in {estimate.matrices} matrices would become zero "
+        f"({estimate.parameters:,} parameters in all); about {estimate.memory_bytes / 2**30:.1f} GiB and "
+        f"{estimate.seconds / 60:.1f} minutes (within a factor of two), {estimate.sequences_cached} of "
+        f"{estimate.sequences} sequences cached between stages."
+    )
+
+
+def show_evaluations(results: list[dict[str, Any]]) -> None:
+    for result in results:
+        {"perplexity": _show_perplexity, "choices": _show_choices, "continuations": show_continuations}.get(
+            result["kind"], _show_any
+        )(result)
+
+
+def _show_perplexity(result: dict[str, Any]) -> None:
+    against = result.get("against")
+    line = (
+        f"perplexity {result['perplexity']:.3f}"
+        + (f" (dense {against['perplexity']:.3f}), KL {against['kl']:.4f} nats," if against else "")
+        + (f" top-1 agreement {against['top1_agreement']:.1%}" if against else "")
+    )
+    console.print(
+        f"{line}  [{result['dataset']}, {result['windows']} windows of {result['window']}, {result['dtype']}, "
+        f"{result['engine']}, {result['threads']} threads]",
+        markup=False,
+    )
+
+
+def _show_choices(result: dict[str, Any]) -> None:
+    against = result.get("against")
+    console.print(
+        f"choices: acc_norm {result['acc_norm']:.3f} +- {result['acc_norm_stderr']:.3f}"
+        + (f" (dense {against['acc_norm']:.3f})" if against else "")
+        + f", acc {result['acc']:.3f}  [{result['dataset']}, {result['dtype']}]",
+        markup=False,
+    )
+
+
+def _show_any(result: dict[str, Any]) -> None:
+    console.print(f"{result['kind']} {result['dataset']}: {result.get('metrics')}", markup=False)
+
+
+def show_continuations(result: dict[str, Any]) -> None:
+    table = Table(title="Greedy continuations", show_lines=True)
+    for column in ("prompt", "dense", "sparse"):
+        table.add_column(column, ratio=1)
+    for item in result["items"]:
+        table.add_row(*(item[key].replace("[", "\\[") for key in ("prompt", "dense", "sparse")))
+    console.print(table)
+
+
+def show_bench(result: dict[str, Any]) -> None:
+    console.print(result["verdict"], markup=False)
+
+
+def show_profile(result: dict[str, Any]) -> None:
+    table = _table(f"{result['model']} ({result['family']})", "component", "MB", "share")
+    for name, size in result["components"].items():
+        table.add_row(name, f"{size / MB:,.1f}", f"{size / result['bytes']:.1%}")
+    console.print(table)
+    console.print(
+        f"{result['parameters']:,} parameters, {result['prunable_parameters']:,} in matrices that can be pruned; "
+        f"{result['decode_bytes_per_token'] / MB:,.1f} MB read and {result['flops_per_token'] / 1e9:.2f} GFLOP per "
+        f"token at batch 1; {result['kv_cache_values_per_token'] or 0:,} cached values per token of context."
+    )
+    _show_layers(result["layers"])
+    if "sensitivity" in result:
+        _show_sensitivity(result["sensitivity"])
+
+
+def _show_layers(layers: list[dict[str, Any]]) -> None:
+    table = _table("Decoder blocks", "block", "parameters", "MB", "matrices")
+    for layer in layers:
+        parts = (f"{n} {'x'.join(map(str, row['shape']))}" for n, row in layer["projections"].items())
+        table.add_row(layer["name"], f"{layer['parameters']:,}", f"{layer['bytes'] / MB:,.1f}", ", ".join(parts))
+    console.print(table)
+
+
+def _show_sensitivity(rows: list[dict[str, Any]]) -> None:
+    worst = max(row["kl"] for row in rows)
+    table = _table(f"Sensitivity: KL when pruned alone to {rows[0]['pattern']}", "unit", "KL (nats)", "")
+    for row in rows:
+        table.add_row(row["name"], f"{row['kl']:.5f}", "█" * max(1, round(30 * row["kl"] / worst)))
+    console.print(table)

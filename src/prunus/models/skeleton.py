@@ -1,0 +1,75 @@
+"""A transformers model with its architecture and no weights: parameters on the meta device, buffers real."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from prunus.errors import UserError
+from prunus.models.experts import IMPLEMENTATION
+
+
+def check_config(config: PretrainedConfig) -> None:
+    """Refuse what is not a plain causal language model, before anything is built. Raises UserError."""
+    family = config.model_type
+    architecture = (config.architectures or ["(none stated)"])[0]
+    if getattr(config, "is_encoder_decoder", False):
+        raise UserError(f"{architecture} is an encoder-decoder model; prunus takes decoder-only language models.")
+    if getattr(config, "quantization_config", None) is not None:
+        raise UserError(
+            f"the checkpoint is already quantized ({_quantization_name(config)}); prune the original full-precision "
+            "weights first and quantize afterwards."
+        )
+    remote = getattr(config, "auto_map", None)
+    if not remote and family not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise UserError(f"architecture {family!r} has no causal language model in transformers; see `prunus models`.")
+    if not remote and architecture not in _causal_classes():
+        raise UserError(
+            f"{architecture} is not a causal language model; give a checkpoint of {_expected_class(family)} instead."
+        )
+
+
+def _quantization_name(config: PretrainedConfig) -> str:
+    quantization: Any = config.quantization_config
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization.quant_method
+    return str(getattr(method, "value", method))
+
+
+def _causal_classes() -> set[str]:
+    names = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+    return {name for entry in names for name in ((entry,) if isinstance(entry, str) else entry)}
+
+
+def _expected_class(family: str) -> str:
+    expected = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family]
+    return expected if isinstance(expected, str) else expected[0]
+
+
+def build_skeleton(config: PretrainedConfig, *, trust_remote_code: bool = False) -> Any:
+    """Build the model on the meta device, in evaluation mode, its experts observable. Takes no memory."""
+    check_config(config)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=torch.float32, trust_remote_code=trust_remote_code
+        ).eval()
+    for module in model.modules():
+        if hasattr(module, "config"):
+            module.config._experts_implementation = IMPLEMENTATION
+    return model
+
+
+def restore_buffers(model: Any, device: torch.device | str = "cpu") -> None:
+    """Give the buffers that no checkpoint holds (rotary frequencies, embedding scales) their values again.
+
+    A model's own `_init_weights` computes them, as it does when transformers loads a checkpoint.
+    """
+    owners: dict[str, nn.Module] = {}
+    for name, buffer in model.named_non_persistent_buffers():
+        owner, _, leaf = name.rpartition(".")
+        owners[owner] = model.get_submodule(owner)
+        owners[owner]._buffers[leaf] = torch.empty_like(buffer, device=device)
+    with torch.no_grad():
+        for module in owners.values():
+            model._init_weights(module)

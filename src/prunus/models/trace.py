@@ -1,0 +1,195 @@
+"""Read a ModelSpec off the model itself: run its blocks on the meta device and watch which matrices read which tensors.
+
+A meta forward computes shapes only, so this takes a second and no memory for any size of model. Watching it tells
+in which order each block uses its matrices and which of them share an input. Any family with the usual decoder
+shape is understood without a table; what is not understood is refused by name.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+from transformers.pytorch_utils import Conv1D
+
+from prunus.errors import UserError
+from prunus.models.experts import fused_weights
+from prunus.models.outer import BlockCall, blocks_replaced
+from prunus.models.spec import BlockSpec, Group, LinearSpec, ModelSpec, Stage
+
+
+@dataclass
+class _Call:
+    module: str  # full module name
+    weight: str | None  # fused tensor of experts
+    source: Tensor | None  # the input tensor itself: identity tells shared inputs, keeping it alive keeps ids unique
+
+
+@dataclass
+class _Seen:
+    calls: list[_Call] = field(default_factory=list)
+    returns_tuple: bool = False
+
+
+def trace_model(model: Any) -> ModelSpec:
+    """Return the spec of a causal language model that lives on the meta device, buffers excepted.
+
+    Raises UserError naming what was not understood.
+    """
+    family = str(model.config.model_type)
+    list_name, blocks = find_blocks(model)
+    seen = _watch_forward(model, list_name, blocks, family)
+    specs = [_block_spec(f"{list_name}.{i}", block, seen[i], family) for i, block in enumerate(blocks)]
+    return ModelSpec(family=family, blocks=tuple(specs))
+
+
+def find_blocks(model: Any) -> tuple[str, nn.ModuleList]:
+    """Return (name, list) of the decoder blocks: the outermost ModuleList as long as the config says."""
+    depth = model.config.get_text_config(decoder=True).num_hidden_layers
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == depth:
+            return name, module
+    raise UserError(
+        f"architecture {model.config.model_type!r} is not supported: it has no list of {depth} decoder blocks."
+    )
+
+
+def _watch_forward(model: Any, list_name: str, blocks: nn.ModuleList, family: str) -> list[_Seen]:
+    seen: list[_Seen] = []
+    hiddens: list[Tensor] = []
+
+    def stand_in(index: int, call: BlockCall) -> Any:
+        if index != len(seen) or (hiddens and call.hidden_BTH is not hiddens[-1]):
+            raise UserError(f"architecture {family!r} is not supported: its blocks do not simply feed each other.")
+        seen.append(_Seen())
+        args, kwargs, hidden = tree_map_only(Tensor, lambda t: t.to("meta"), (call.args, call.kwargs, call.hidden_BTH))
+        output = type(blocks[index]).forward(blocks[index], hidden, *args, **kwargs)
+        seen[-1].returns_tuple = isinstance(output, tuple)
+        hiddens.append(call.hidden_BTH.clone())
+        return (hiddens[-1],) if seen[-1].returns_tuple else hiddens[-1]
+
+    with _notes(model, list_name, seen), _weightless(model, list_name), blocks_replaced(blocks, stand_in):
+        try:
+            model.base_model(input_ids=torch.zeros(1, 8, dtype=torch.long), use_cache=False)
+        except UserError:
+            raise
+        except Exception as error:  # whatever fails inside the model's own code means: not understood
+            raise UserError(f"architecture {family!r} is not supported: it cannot be traced ({error}).") from error
+    if len(seen) != len(blocks):
+        raise UserError(f"architecture {family!r} is not supported: {len(seen)} of its {len(blocks)} blocks were run.")
+    return seen
+
+
+@contextmanager
+def _notes(model: Any, list_name: str, seen: list[_Seen]) -> Iterator[None]:
+    """Within the context, every use of a matrix inside a block is noted on the last entry of `seen`."""
+    handles = []
+
+    def note(name: str, weight: str | None, source: Tensor | None) -> None:
+        seen[-1].calls.append(_Call(name, weight, source))
+
+    for name, module in model.named_modules():
+        if not name.startswith(f"{list_name}."):
+            continue
+        if isinstance(module, nn.Linear | Conv1D):
+            handles.append(module.register_forward_pre_hook(lambda _m, args, name=name: note(name, None, args[0])))
+        elif fused_weights(module):
+            module.observe_experts = lambda weight, _inputs, name=name: note(name, weight, None)
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module in model.modules():
+            module.__dict__.pop("observe_experts", None)
+
+
+@contextmanager
+def _weightless(model: nn.Module, list_name: str) -> Iterator[None]:
+    """Within the context, parameters outside the blocks are zeros that take no memory (stride 0)."""
+    outer = {name: p for name, p in model.named_parameters() if not name.startswith(f"{list_name}.")}
+    for name, parameter in outer.items():
+        _set_parameter(model, name, torch.zeros((), dtype=parameter.dtype).expand(parameter.shape))
+    try:
+        yield
+    finally:
+        for name, parameter in outer.items():
+            _set_parameter(model, name, parameter)
+
+
+def _set_parameter(model: nn.Module, name: str, value: Tensor) -> None:
+    owner, _, leaf = name.rpartition(".")
+    model.get_submodule(owner)._parameters[leaf] = (
+        value if isinstance(value, nn.Parameter) else nn.Parameter(value, requires_grad=False)
+    )
+
+
+def _block_spec(name: str, block: Any, seen: _Seen, family: str) -> BlockSpec:
+    called = [(call.module, call.weight) for call in seen.calls]
+    if len(set(called)) != len(called):
+        raise UserError(f"architecture {family!r} is not supported: {name} uses one of its matrices twice.")
+    num_experts = max((m.num_experts for m in block.modules() if fused_weights(m)), default=0)
+    stages: list[Stage] = []
+    previous: Tensor | None = None
+    for call in seen.calls:
+        inner = call.module.removeprefix(f"{name}.")
+        if call.weight is not None:
+            stages.append(_experts_stage(inner, call.weight, block))
+        elif (linear := _plain_linear(inner, block)).shape[0] <= num_experts:
+            continue  # routers and shared-expert gates decide, they do not compute: never pruned
+        elif previous is not None and previous is call.source and stages[-1].weight is None:
+            last = stages[-1]
+            stages[-1] = Stage(module=last.module, weight=None, groups=(Group((*last.groups[0].linears, linear)),))
+        else:
+            stages.append(Stage(module=inner, weight=None, groups=(Group((linear,)),)))
+        previous = call.source
+    spec = BlockSpec(name=name, stages=tuple(stages), returns_tuple=seen.returns_tuple)
+    _check_coverage(spec, block, num_experts, family)
+    return spec
+
+
+def _plain_linear(name: str, block: Any) -> LinearSpec:
+    module = block.get_submodule(name)
+    transposed = isinstance(module, Conv1D)
+    rows, columns = module.weight.shape
+    shape = (columns, rows) if transposed else (rows, columns)
+    return LinearSpec(name=name, parameter=f"{name}.weight", shape=shape, transposed=transposed)
+
+
+def _experts_stage(name: str, weight: str, block: Any) -> Stage:
+    module = block.get_submodule(name)
+    num_experts, rows, columns = getattr(module, weight).shape
+    shape = (columns, rows) if module.is_transposed else (rows, columns)
+    groups = [
+        Group(
+            (
+                LinearSpec(
+                    name=f"{name}.{expert}.{weight}",
+                    parameter=f"{name}.{weight}",
+                    shape=shape,
+                    transposed=module.is_transposed,
+                    expert=expert,
+                ),
+            )
+        )
+        for expert in range(num_experts)
+    ]
+    return Stage(module=name, weight=weight, groups=tuple(groups))
+
+
+def _check_coverage(spec: BlockSpec, block: Any, num_experts: int, family: str) -> None:
+    """Refuse a block with a matrix that nobody understood: it must never be half pruned."""
+    covered = {linear.parameter for linear in spec.linears}
+    for name, parameter in block.named_parameters():
+        decides = parameter.shape[0] <= num_experts  # a router's own matrix, or biases of experts
+        if parameter.ndim >= 2 and name not in covered and not decides:
+            owner = type(block.get_submodule(name.rpartition(".")[0])).__name__
+            raise UserError(
+                f"architecture {family!r} is not supported: {spec.name} holds {name} {tuple(parameter.shape)} in a "
+                f"{owner}, which is neither a Linear, a Conv1D nor a bank of experts."
+            )
+    if not spec.stages:
+        raise UserError(f"architecture {family!r} is not supported: {spec.name} has no matrix to prune.")

@@ -1,0 +1,89 @@
+"""The only place where steps are chained: each takes the directory the last one made; what is done is skipped.
+
+The last step that makes a model writes OUT itself, the ones before it `OUT.steps/1-sparsify`, `OUT.steps/2-...`.
+In a recipe, `against: dense` means the recipe's own model.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from prunus.checkpoint import open_checkpoint
+from prunus.checkpoint.output import check_place
+from prunus.errors import UserError
+from prunus.models.skeleton import build_skeleton, restore_buffers
+from prunus.models.trace import trace_model
+from prunus.recipe import MAKES_A_MODEL, Recipe, Step, load_recipe
+from prunus.result import Run
+from prunus.settings import BenchSettings, EvaluateSettings, ReportSettings, SparsifySettings
+from prunus.sparsity import METHODS
+from prunus.steps.bench import bench
+from prunus.steps.evaluate import evaluate
+from prunus.steps.plan import make_plan
+from prunus.steps.report import report
+from prunus.steps.sparsify import sparsify
+
+
+def run(
+    recipe: Recipe | str | Path,
+    out: str | Path,
+    *,
+    max_memory: str | int | None = None,
+    trust_remote_code: bool = False,
+) -> Run:
+    """Carry out a recipe (a file or a Recipe) and return the final run.
+
+    The same call again skips what is done and goes on where it was interrupted. Raises UserError before any weight is
+    read when a step cannot work on this model.
+    """
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(Path(recipe))
+    check_recipe(recipe, Path(out), trust_remote_code)
+    makers = [step for step in recipe.steps if step.verb in MAKES_A_MODEL]
+    current: str | Path = recipe.model
+    result: Run | None = None
+    for step in recipe.steps:
+        if step.verb in MAKES_A_MODEL:
+            number = makers.index(step) + 1
+            final = step is makers[-1]
+            target = Path(out) if final else Path(f"{out}.steps") / f"{number}-{step.verb}"
+            result = _make(step, current, target, max_memory, trust_remote_code)
+            current = result.path
+        else:
+            _observe(step, recipe.model, current, max_memory, trust_remote_code)
+    assert result is not None
+    return Run.open(result.path, reused=result.reused)
+
+
+def check_recipe(recipe: Recipe, out: Path, trust_remote_code: bool) -> None:
+    """Check recipe x model before weights are read. Raises UserError naming the step."""
+    if not any(step.verb in MAKES_A_MODEL for step in recipe.steps):
+        raise UserError(f"the recipe makes no model; add a step such as {' or '.join(sorted(MAKES_A_MODEL))}.")
+    checkpoint = open_checkpoint(recipe.model, trust_remote_code=trust_remote_code)
+    check_place(out.expanduser().absolute(), checkpoint.path)
+    model = build_skeleton(checkpoint.config, trust_remote_code=trust_remote_code)
+    restore_buffers(model)
+    spec = trace_model(model)
+    for step in recipe.steps:
+        if isinstance(step.settings, SparsifySettings):
+            s = step.settings
+            make_plan(spec, METHODS[s.method], s.pattern, s.overrides, s.protect)
+
+
+def _make(step: Step, model: str | Path, target: Path, max_memory: str | int | None, trust: bool) -> Run:
+    assert isinstance(step.settings, SparsifySettings)
+    made = sparsify(
+        model, target, max_memory=max_memory, trust_remote_code=trust, **step.settings.model_dump(exclude_unset=True)
+    )
+    assert isinstance(made, Run)
+    return made
+
+
+def _observe(step: Step, dense: str, current: str | Path, max_memory: str | int | None, trust: bool) -> None:
+    values: dict[str, Any] = step.settings.model_dump(exclude_unset=True)
+    if values.get("against") == "dense":
+        values["against"] = dense
+    if isinstance(step.settings, EvaluateSettings):
+        evaluate(current, max_memory=max_memory, skip_done=True, trust_remote_code=trust, **values)
+    elif isinstance(step.settings, BenchSettings):
+        bench(current, skip_done=True, trust_remote_code=trust, **values)
+    elif isinstance(step.settings, ReportSettings):
+        report([current], **values)

@@ -1,0 +1,89 @@
+"""A recipe: a model and a list of steps, in YAML, validated before any weight is read.
+
+version: 1
+model: org/model
+steps:
+  - sparsify: {method: admm, pattern: "2:4"}
+  - evaluate: {text: [wiki.txt], against: dense}
+  - bench: {against: dense}
+  - report: {}
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from prunus.errors import UserError
+from prunus.settings import BenchSettings, EvaluateSettings, ReportSettings, Settings, SparsifySettings
+
+STEPS: dict[str, type[Settings]] = {
+    "sparsify": SparsifySettings,
+    "evaluate": EvaluateSettings,
+    "bench": BenchSettings,
+    "report": ReportSettings,
+}
+MAKES_A_MODEL = {"sparsify"}
+KEYS = {"version", "model", "steps"}
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One verb with its validated settings."""
+
+    verb: str
+    settings: Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What to do to which model."""
+
+    model: str
+    steps: tuple[Step, ...]
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read a recipe file. Raises UserError: what is wrong, where, and what is allowed."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read recipe {path}: {error.strerror}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise UserError(f"recipe {path} is not valid YAML: {' '.join(str(error).split())}.") from error
+    return parse_recipe(content)
+
+
+def parse_recipe(content: Any) -> Recipe:
+    """Validate the content of a recipe. Raises UserError."""
+    if not isinstance(content, dict):
+        raise UserError(f"a recipe is a mapping with {', '.join(sorted(KEYS))}; this one is {type(content).__name__}.")
+    if unknown := {str(key) for key in content} - KEYS:
+        raise UserError(f"unknown recipe key {sorted(unknown)[0]!r}; allowed are {', '.join(sorted(KEYS))}.")
+    if content.get("version") != VERSION:
+        raise UserError(f"recipe version {content.get('version')!r} is not known; write version: {VERSION}.")
+    model, steps = content.get("model"), content.get("steps")
+    if not isinstance(model, str) or not model:
+        raise UserError(f"model={model!r} is not a model directory or hub name; write model: org/model.")
+    if not isinstance(steps, list) or not steps:
+        raise UserError(f"steps={steps!r} is not a list of steps such as '- sparsify: {{pattern: \"2:4\"}}'.")
+    return Recipe(model, tuple(_parse_step(entry, number) for number, entry in enumerate(steps, start=1)))
+
+
+def _parse_step(entry: Any, number: int) -> Step:
+    if isinstance(entry, str):
+        entry = {entry: {}}
+    if not isinstance(entry, dict) or len(entry) != 1:
+        raise UserError(f"step {number} is {entry!r}; a step is one verb with its settings: {', '.join(STEPS)}.")
+    verb, values = next(iter(entry.items()))
+    if verb not in STEPS:
+        raise UserError(f"step {number} is {verb!r}; allowed are {', '.join(STEPS)}.")
+    values = {} if values is None else values
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise UserError(f"step {number}, {verb}: its settings are {values!r}; write them as a mapping.")
+    try:
+        return Step(verb, STEPS[verb].check(**values))
+    except UserError as error:
+        raise UserError(f"step {number}, {verb}: {error}") from error

@@ -1,0 +1,114 @@
+"""Reading `prunus.json`: the only file of this room that knows the record's field names and what may be absent."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prunus.errors import UserError
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run directory's record, and a name that tells it from the other runs on the page."""
+
+    name: str
+    record: dict[str, Any]
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """Every step, the first one first."""
+        return list(self.record.get("history") or [])
+
+    @property
+    def matrices(self) -> list[dict[str, Any]]:
+        """Each pruned matrix in its last state, in the order the matrices were first pruned."""
+        latest: dict[str, dict[str, Any]] = {}
+        for step in self.history:
+            for matrix in step.get("matrices") or []:
+                latest[matrix["name"]] = matrix
+        return list(latest.values())
+
+    @property
+    def sensitivity(self) -> list[dict[str, Any]]:
+        """KL to the dense model of cutting one matrix or block alone; empty when not measured."""
+        return list(self.record.get("sensitivity") or [])
+
+    @property
+    def benchmarks(self) -> list[dict[str, Any]]:
+        """Every benchmark, the last one last."""
+        return list(self.record.get("benchmarks") or [])
+
+    @property
+    def evaluations(self) -> list[dict[str, Any]]:
+        """Every evaluation that yields numbers; continuations are apart."""
+        return [one for one in self.record.get("evaluations") or [] if one.get("kind") != "continuations"]
+
+    @property
+    def continuations(self) -> list[dict[str, Any]]:
+        """Every set of prompts with the dense and the sparse model's continuation."""
+        return [one for one in self.record.get("evaluations") or [] if one.get("kind") == "continuations"]
+
+    @property
+    def perplexities(self) -> dict[str, dict[str, Any]]:
+        """The last perplexity evaluation of each text, by the text and its windows."""
+        return {evaluation_text(one): one for one in self.evaluations if one.get("kind") == "perplexity"}
+
+    @property
+    def perplexity(self) -> dict[str, Any]:
+        """The perplexity evaluation the verdict rests on: the first text, against the dense model preferred."""
+        found = list(self.perplexities.values())
+        compared = [one for one in found if one.get("against")]
+        return (compared or found or [{}])[0]
+
+    @property
+    def sparsity(self) -> float | None:
+        """Fraction of zeros in the pruned matrices after the last step that says so."""
+        value: float | None = self._after_last_step("sparsity", "pruned_matrices")
+        return value
+
+    @property
+    def sparsity_all(self) -> float | None:
+        """Fraction of zeros over all parameters after the last step that says so."""
+        value: float | None = self._after_last_step("sparsity", "all_parameters")
+        return value
+
+    def setting(self, name: str) -> Any:
+        """A setting of the last step that has it, or None."""
+        return self._after_last_step("settings", name)
+
+    def _after_last_step(self, part: str, field: str) -> Any:
+        values = [(step.get(part) or {}).get(field) for step in self.history]
+        return next((value for value in reversed(values) if value is not None), None)
+
+
+def evaluation_text(evaluation: dict[str, Any]) -> str:
+    """The text of an evaluation and how it was cut: numbers on unlike texts are not comparable."""
+    windows, length = evaluation.get("windows", "?"), evaluation.get("window", "?")
+    return f"{evaluation.get('dataset', 'text not recorded')}, {windows} windows of {length} tokens"
+
+
+def read_runs(directories: list[Path]) -> list[Run]:
+    """The records of the run directories. Raises UserError for none, a missing, broken or unknown record."""
+    if not directories:
+        raise UserError("no run was given: give at least one directory that prunus wrote")
+    names = [directory.resolve().name for directory in directories]
+    if len(set(names)) < len(names):
+        names = [str(directory) for directory in directories]
+    return [Run(name, _read(directory)) for name, directory in zip(names, directories, strict=True)]
+
+
+def _read(directory: Path) -> dict[str, Any]:
+    path = directory / "prunus.json"
+    if not path.is_file():
+        raise UserError(f"{directory} has no prunus.json: give a directory that a prunus step wrote")
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not readable as JSON ({error}): write the run again") from error
+    given = record.get("format") if isinstance(record, dict) else None
+    if given != FORMAT:
+        raise UserError(f"{path} has format {given!r} and this prunus reads {FORMAT}: use the prunus that wrote it")
+    return dict(record)

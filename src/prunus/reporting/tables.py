@@ -1,0 +1,193 @@
+"""The tables of the page as rows of text; every number in its unit, its conditions in the same row."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from prunus.reporting import text
+from prunus.reporting.record import Run, evaluation_text
+
+Rows = list[list[str]]
+
+# Metric names of evaluations, and how they are called on the page; anything else in an evaluation is a condition.
+METRICS = {
+    "perplexity": "perplexity",
+    "nll": "negative log-likelihood, nats per token",
+    "bits_per_byte": "bits per byte",
+    "kl": "KL to the dense model, nats per token",
+    "top1_agreement": "same top token as the dense model",
+    "acc": "accuracy",
+    "acc_norm": "accuracy, length-normalised",
+}
+# What a step says of itself after "auto" was decided; it stands in place of the setting.
+RESOLVED = ("dtype", "device", "calibration", "allocation", "parameters")
+COMPARING = ("kl", "top1_agreement")
+PARTS = ("prompt", "dense", "sparse")
+ERROR = "_standard_error"
+BENCHMARK_NUMBERS: dict[str, tuple[str, Callable[[float | None], str]]] = {
+    "prefill_tokens_per_second": ("prefill", lambda value: text.fixed(value, 1, " tokens/s")),
+    "decode_tokens_per_second": ("decode", lambda value: text.fixed(value, 1, " tokens/s")),
+    "decode_gigabytes_per_second": ("weights read in decode", lambda value: text.fixed(value, 1, " GB/s")),
+    "decode_bytes_per_token": ("weights read per token", text.size),
+    "bytes_on_disk": ("on disk", text.size),
+    "peak_memory_bytes": ("peak resident memory", text.size),
+    "peak_gpu_memory_bytes": ("peak GPU memory", text.size),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """One evaluation's kind, conditions and rows of (metric, dense, this model)."""
+
+    kind: str
+    conditions: str
+    rows: Rows
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of the history, ready to print."""
+
+    name: str
+    facts: Rows
+    settings: Rows
+    environment: Rows
+
+
+def conditions(run: Run) -> Rows:
+    """Under which conditions this model was made: of what, how, where, with which versions."""
+    step: dict[str, Any] = run.history[-1] if run.history else {}
+    resolved = (step.get("settings") or {}) | {name: step[name] for name in RESOLVED if step.get(name)}
+    source = (step.get("input") or {}).get("path")
+    return _facts(
+        {"made from": source, **resolved, **(step.get("environment") or {}), "prunus": run.record.get("prunus")}
+    )
+
+
+def _facts(values: dict[str, Any]) -> Rows:
+    """Name and value of everything that is there: what is None or empty was neither asked for nor recorded."""
+    return [[_words(name), _fact(name, value)] for name, value in values.items() if value not in (None, "", [], {})]
+
+
+def _fact(name: str, value: Any) -> str:
+    if name.endswith("_bytes"):
+        return text.size(value)
+    return text.seconds(value) if name == "seconds" else text.plain(value)
+
+
+def evaluations(run: Run) -> list[Evaluation]:
+    """Every evaluation: one row per metric (name, dense, this model), all else that was recorded as conditions."""
+    return [_evaluation(evaluation) for evaluation in run.evaluations]
+
+
+def _evaluation(evaluation: dict[str, Any]) -> Evaluation:
+    against = evaluation.get("against") or {}
+    # KL and agreement compare two models: they stand under `against`, and are said of this one.
+    model = {name: value for name, value in against.items() if name.removesuffix(ERROR) in COMPARING} | evaluation
+    dense = {name: value for name, value in against.items() if name.removesuffix(ERROR) not in COMPARING}
+    rows = [[words, _metric(dense, one), _metric(model, one)] for one, words in METRICS.items() if one in model]
+    rows += [[name, "-", text.number(value)] for name, value in (evaluation.get("metrics") or {}).items()]
+    return Evaluation(_words(str(evaluation.get("kind", "evaluation"))), _conditions_of(evaluation), rows)
+
+
+def continuations(run: Run) -> list[Evaluation]:
+    """Every set of continuations; its rows are prompt, the dense model's text, this model's."""
+    return [
+        Evaluation(
+            "continuations",
+            _conditions_of(one),
+            [
+                [text.plain(item.get(part) or text.ABSENT).strip("\n") for part in PARTS]
+                for item in one.get("items") or []
+            ],
+        )
+        for one in run.continuations
+    ]
+
+
+def _conditions_of(evaluation: dict[str, Any]) -> str:
+    """Everything in an evaluation that is not a result, on one line."""
+    apart = {f"{metric}{suffix}" for metric in METRICS for suffix in ("", ERROR)}
+    apart |= {"kind", "against", "dataset", "window", "windows", "stride", "metrics", "items", "settings_key"}
+    dataset = evaluation_text(evaluation) if "window" in evaluation else evaluation.get("dataset")
+    rest = [f"{_words(name)} {text.plain(value)}" for name, value in evaluation.items() if name not in apart]
+    return ", ".join([dataset, *rest] if dataset else rest)
+
+
+def _metric(values: dict[str, Any], metric: str) -> str:
+    if values.get(metric) is None:
+        return "-"
+    error = values.get(f"{metric}{ERROR}")
+    return text.number(values[metric]) + (f" \N{PLUS-MINUS SIGN} {text.number(error, 2)}" if error is not None else "")
+
+
+def benchmark(record: dict[str, Any]) -> Rows:
+    """Throughput, traffic, disk and memory: name, dense, this model."""
+    dense, model = record.get("dense") or {}, record.get("model") or {}
+    rows = [
+        [words, show(dense.get(name)), show(model.get(name))]
+        for name, (words, show) in BENCHMARK_NUMBERS.items()
+        if name in model and (name != "peak_gpu_memory_bytes" or model[name] is not None)
+    ]
+    return [*rows, ["energy", str(record.get("energy", text.ABSENT)), str(record.get("energy", text.ABSENT))]]
+
+
+def matrices(run: Run) -> Rows:
+    """Every pruned matrix: name, shape, pattern, requested and achieved sparsity, error, time, notes."""
+    return [
+        [
+            str(one["name"]),
+            " \N{MULTIPLICATION SIGN} ".join(str(side) for side in one.get("shape") or []),
+            text.plain(one.get("pattern")),
+            text.fixed(one.get("sparsity_requested"), 4),
+            text.fixed(one.get("sparsity"), 4),
+            text.number(one.get("error")),
+            text.seconds(one.get("seconds")),
+            text.plain(one.get("notes") or None),
+        ]
+        for one in run.matrices
+    ]
+
+
+def steps(run: Run) -> list[Step]:
+    """The history, oldest first."""
+    return [_step(step) for step in run.history]
+
+
+def _step(step: dict[str, Any]) -> Step:
+    source = {f"input {name}": value for name, value in (step.get("input") or {}).items()}
+    shown_elsewhere = ("step", "settings", "input", "environment", "matrices")
+    rest = {name: value for name, value in step.items() if name not in shown_elsewhere}
+    return Step(
+        name=str(step.get("step", "step")),
+        facts=_facts(source | rest),
+        settings=_facts(step.get("settings") or {}),
+        environment=_facts(step.get("environment") or {}),
+    )
+
+
+def comparison(runs: Sequence[Run]) -> Rows:
+    """One row per run: name, method, pattern, sparsity, perplexity, KL, decode speed-up, time."""
+    return [_run(run) for run in runs]
+
+
+def _run(run: Run) -> list[str]:
+    against = run.perplexity.get("against") or {}
+    measured = run.benchmarks[-1] if run.benchmarks else {}
+    times = [step["seconds"] for step in run.history if step.get("seconds") is not None]
+    return [
+        run.name,
+        text.plain(run.setting("method")),
+        text.plain(run.setting("pattern")),
+        text.fixed(run.sparsity, 3),
+        text.fixed(run.perplexity.get("perplexity")),
+        text.fixed(against.get("perplexity")),
+        text.fixed(against.get("kl"), 3),
+        text.interval((measured.get("speedup") or {}).get("decode")),
+        text.seconds(sum(times)) if times else text.ABSENT,
+        evaluation_text(run.perplexity) if run.perplexity else text.ABSENT,
+    ]
+
+
+def _words(name: str) -> str:
+    return name.removesuffix("_bytes").replace("_", " ")

@@ -1,0 +1,70 @@
+"""Numbers as words: what is absent is "not measured", and every quantity has its unit."""
+
+import math
+import re
+from typing import Any
+
+ABSENT = "not measured"
+
+
+def number(value: Any, digits: int = 4) -> str:
+    """A plain number with that many significant digits."""
+    if value is None:
+        return ABSENT
+    if isinstance(value, float) and not math.isfinite(value):
+        return "infinite" if math.isinf(value) else "not a number"
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.{digits}g}"
+
+
+def fixed(value: float | None, digits: int = 2, unit: str = "") -> str:
+    """A number with that many decimals, so that a column of them lines up."""
+    if value is None or not math.isfinite(value):
+        return number(value)
+    return f"{value:,.{digits}f}{unit}"
+
+
+def size(value: float | None) -> str:
+    """Bytes in decimal units, as disks and bandwidths are sold."""
+    if value is None:
+        return ABSENT
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(value) < 1000:
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:,.3g} TB"
+
+
+def seconds(value: float | None) -> str:
+    """A duration: milliseconds below one second, minutes above two."""
+    if value is None:
+        return ABSENT
+    if value < 1:
+        return f"{value * 1000:.3g} ms"
+    if value < 120:
+        return f"{value:.3g} s"
+    return f"{int(value // 60)} min {int(value % 60)} s"
+
+
+def interval(ratio: dict[str, Any] | None) -> str:
+    """A speed-up and, in brackets, its 95% interval."""
+    if not ratio:
+        return ABSENT
+    return f"{ratio['median']:.2f}x ({ratio['low']:.2f} to {ratio['high']:.2f})"
+
+
+def plain(value: Any) -> str:
+    """Any recorded value on one line: lists joined by semicolons, mappings as `key value`, None as a dash, a
+    SHA-256 by its first 12 digits."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {plain(item)}" for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return "; ".join(plain(item) for item in value) or "-"
+    if isinstance(value, int):
+        return number(value)
+    if isinstance(value, float):
+        return number(value, 6)
+    return f"{value[:12]}..." if re.fullmatch(r"[0-9a-f]{64}", str(value)) else str(value)

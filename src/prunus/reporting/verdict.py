@@ -1,0 +1,94 @@
+"""The first thing read: what was cut, how much smaller, how much faster, and what quality is left."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from prunus.reporting import text
+from prunus.reporting.record import Run, evaluation_text
+
+# No-break spaces keep the two numbers on one line.
+ARROW = "\N{NO-BREAK SPACE}\N{RIGHTWARDS ARROW}\N{NO-BREAK SPACE}"
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """One answer: the claim in a few characters, what it means, and the conditions it was measured under."""
+
+    question: str
+    answer: str
+    meaning: str = ""
+    conditions: str = ""
+
+
+def verdict(run: Run) -> list[Card]:
+    """The four answers, each from the record alone; what was not measured says so."""
+    return [_cut(run), _smaller(run), _faster(run), _quality(run)]
+
+
+def _cut(run: Run) -> Card:
+    if run.sparsity is None:
+        return Card("Sparsity", text.ABSENT)
+    meaning = "of the weights in the pruned matrices are zero"
+    if run.sparsity_all is not None:
+        meaning += f"; {run.sparsity_all:.3f} of all parameters"
+    method, pattern = run.setting("method"), run.setting("pattern")
+    conditions = ", ".join(f"{name} {value}" for name, value in (("method", method), ("pattern", pattern)) if value)
+    return Card("Sparsity", f"{run.sparsity:.3f}", f"{meaning}.", conditions)
+
+
+def _smaller(run: Run) -> Card:
+    model, dense = _last(run, "model").get("bytes_on_disk"), _last(run, "dense").get("bytes_on_disk")
+    if not model or not dense:
+        return Card("Smaller by", text.ABSENT)
+    meaning = f"{text.size(dense)} dense, {text.size(model)} now, on disk."
+    if model >= dense and run.sparsity:
+        meaning += " Zeros are stored at full size in this format."
+    return Card("Smaller by", f"{1 - model / dense:.1%}", meaning, "weight files of the directory")
+
+
+def _faster(run: Run) -> Card:
+    benchmark = run.benchmarks[-1] if run.benchmarks else {}
+    decode = (benchmark.get("speedup") or {}).get("decode")
+    if not decode:
+        return Card("Faster by", text.ABSENT)
+    claims = {"faster": f"{decode['median']:.2f}x", "slower": f"{decode['median']:.2f}x, slower"}
+    answer = claims.get(decode["claim"], decode["claim"])
+    ratios = "; ".join(f"{phase} {text.interval(ratio)}" for phase, ratio in benchmark["speedup"].items())
+    return Card("Faster by", answer, f"{ratios} (95% interval).".capitalize(), benchmark_conditions(benchmark))
+
+
+def _quality(run: Run) -> Card:
+    evaluation = run.perplexity
+    if not evaluation:
+        return Card("Quality kept", text.ABSENT)
+    now, against = evaluation.get("perplexity"), evaluation.get("against") or {}
+    conditions = f"{evaluation_text(evaluation)}, {evaluation.get('dtype', 'dtype not recorded')}"
+    before = against.get("perplexity")
+    if before is None:
+        return Card("Quality kept", text.fixed(now), "perplexity; the dense model was not measured.", conditions)
+    meaning = ["perplexity, dense to this model"]
+    if "kl" in against:
+        meaning.append(f"KL {text.fixed(against['kl'], 3)} nats per token")
+    if "top1_agreement" in against:
+        meaning.append(f"the same top token in {text.fixed(100 * against['top1_agreement'], 1)}% of places")
+    return Card(
+        "Quality kept",
+        f"{text.fixed(before)}{ARROW}{text.fixed(now)}",
+        "; ".join(meaning) + ".",
+        conditions,
+    )
+
+
+def benchmark_conditions(benchmark: dict[str, Any]) -> str:
+    """One line that says how a benchmark was run."""
+    processor = (benchmark.get("environment") or {}).get("cpu" if benchmark.get("device") == "cpu" else "gpu")
+    engine = f"{benchmark.get('engine', 'engine not recorded')} {benchmark.get('engine_version', '')}".strip()
+    named = ("threads", "batch", "prompt_tokens", "new_tokens", "repetitions", "date")
+    parts = [engine, benchmark.get("dtype"), benchmark.get("device"), processor]
+    parts += [f"{name.replace('_', ' ')} {benchmark[name]}" for name in named if name in benchmark]
+    return ", ".join(str(part) for part in parts if part)
+
+
+def _last(run: Run, side: str) -> dict[str, Any]:
+    benchmark = run.benchmarks[-1] if run.benchmarks else {}
+    return benchmark.get(side) or {}

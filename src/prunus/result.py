@@ -1,0 +1,39 @@
+"""What every step returns: the directory it wrote and its record."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prunus.checkpoint import read_record
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A model directory made by prunus. `reused` tells that it was already there, made by the same step."""
+
+    path: Path
+    record: dict[str, Any]
+    reused: bool = False
+
+    @property
+    def last_step(self) -> dict[str, Any]:
+        step: dict[str, Any] = self.record["history"][-1]
+        return step
+
+    @classmethod
+    def open(cls, path: Path, *, reused: bool = False) -> "Run":
+        record = read_record(path)
+        assert record is not None
+        return cls(path, record, reused)
+
+    def summary(self) -> dict[str, Any]:
+        """The JSON object that ends the command's output."""
+        step = self.last_step
+        return {
+            "step": step["step"],
+            "out": str(self.path),
+            "reused": self.reused,
+            "sparsity": step["sparsity"],
+            "seconds": step["seconds"],
+            "peak_memory_bytes": step["peak_memory_bytes"],
+        }

@@ -1,0 +1,227 @@
+"""Non-uniform sparsity over layers: find an allocation, prune with it and without it, keep what is better held out.
+
+Allocations that help one method or model hurt another, so one is only accepted when its KL to the dense model, on
+calibration windows that pruning never saw, beats that of uniform sparsity. Both runs are ordinary sparsify steps in
+`OUT.allocation/`, so an interrupted search goes on where it stopped.
+
+Shapes: N = windows, T = tokens, O = out_features, I = in_features.
+"""
+
+import fnmatch
+import json
+import shutil
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from prunus.calibration import BlockPass, HiddenStates, StreamedSource, embed_all, hidden_shape
+from prunus.checkpoint.output import sync_directory
+from prunus.checkpoint.record import RECORD_NAME, read_record, write_json
+from prunus.errors import UserError
+from prunus.evaluation.evaluate import mean_kl
+from prunus.models import StreamedModel, open_model
+from prunus.models.spec import BlockSpec, Group, LinearSpec
+from prunus.progress import progress
+from prunus.settings import SparsifySettings
+from prunus.sparsity import Statistics, Unstructured, parse_pattern
+from prunus.sparsity.allocation import (
+    apportion,
+    as_patterns,
+    by_sensitivity,
+    dlp,
+    one_threshold,
+    outlier_ratio,
+    owl,
+)
+from prunus.steps.calibration_text import calibration_batch
+from prunus.steps.sensitivity import sensitivity_of_windows
+from prunus.text.batches import TokenBatch
+
+HELD_OUT = 8
+
+# Writes a model with these settings to this directory.
+SparsifyTo = Callable[[Path, SparsifySettings], object]
+
+
+def sparsify_allocated(
+    model: StreamedModel, out: Path, settings: SparsifySettings, fingerprint: str, sparsify_to: SparsifyTo, budget: int
+) -> None:
+    """Make OUT the better of the asked allocation and the uniform one, and record both KLs. Raises UserError."""
+    pattern = parse_pattern(settings.pattern)
+    if not isinstance(pattern, Unstructured) or settings.overrides:
+        raise UserError(
+            f"allocation {settings.allocation!r} decides the sparsity of every matrix itself: it takes an unstructured "
+            f"pattern and no overrides; {settings.pattern!r} with {len(settings.overrides)} overrides was given."
+        )
+    place = out.with_name(out.name + ".allocation")
+    uniform = settings.model_copy(update={"allocation": "uniform"})
+    sparsify_to(place / "uniform", uniform)
+    overrides = _overrides(model, settings, pattern, place)
+    sparsify_to(place / settings.allocation, uniform.model_copy(update={"overrides": overrides}))
+    held_out = held_out_windows(model, settings)
+    kls = {name: _held_out_kl(model, place / name, held_out, budget) for name in ("uniform", settings.allocation)}
+    winner = min(kls, key=lambda name: (kls[name], name != "uniform"))
+    windows = len(held_out.tokens_NT)
+    facts = {"asked": settings.allocation, "used": winner, "held_out_kl": kls, "held_out_windows": windows}
+    _promote(place, winner, out, settings, fingerprint, facts)
+
+
+def _overrides(model: StreamedModel, settings: SparsifySettings, pattern: Unstructured, place: Path) -> dict[str, str]:
+    """The pattern of every matrix; kept on disk, so that a search that goes on uses the same ones."""
+    file = place / f"{settings.allocation}.json"
+    if not file.exists():
+        protected = _protected(model, settings)
+        matrices = [(b, linear) for b, linear in model.spec.matrices if b.full_name(linear) not in protected]
+        patterns = ALLOCATIONS[settings.allocation](model, settings, pattern, matrices)
+        write_json(file, {name: str(wanted) for name, wanted in patterns.items()})
+    overrides: dict[str, str] = json.loads(file.read_text(encoding="utf-8"))
+    return overrides
+
+
+def _protected(model: StreamedModel, settings: SparsifySettings) -> set[str]:
+    names = [block.full_name(linear) for block, linear in model.spec.matrices]
+    return {name for glob in settings.protect for name in fnmatch.filter(names, glob)}
+
+
+Matrices = list[tuple[BlockSpec, LinearSpec]]
+
+
+def _sizes(matrices: Matrices) -> dict[str, int]:
+    return {block.full_name(linear): linear.shape[0] * linear.shape[1] for block, linear in matrices}
+
+
+def _per_block(
+    model: StreamedModel,
+    settings: SparsifySettings,
+    matrices: Matrices,
+    fact: Callable[[Tensor], float],
+) -> dict[str, float]:
+    """For every matrix, the mean of `fact(score)` over the matrices of its block, as the papers allocate."""
+    values: dict[str, list[float]] = {}
+    for (block, _), (_, score_OI) in zip(matrices, Scores(model, settings, matrices), strict=True):
+        values.setdefault(block.name, []).append(fact(score_OI))
+    return {block.full_name(ln): sum(values[block.name]) / len(values[block.name]) for block, ln in matrices}
+
+
+def _by_owl(
+    model: StreamedModel, settings: SparsifySettings, pattern: Unstructured, matrices: Matrices
+) -> dict[str, Unstructured]:
+    sizes, ratios = _sizes(matrices), _per_block(model, settings, matrices, outlier_ratio)
+    return as_patterns(sizes, owl(sizes, ratios, pattern.sparsity))
+
+
+def _by_dlp(
+    model: StreamedModel, settings: SparsifySettings, pattern: Unstructured, matrices: Matrices
+) -> dict[str, Unstructured]:
+    sizes = _sizes(matrices)
+    medians = _per_block(model, settings, matrices, lambda score_OI: float(score_OI.median()))
+    return as_patterns(sizes, dlp(sizes, medians, pattern.sparsity))
+
+
+def _by_one_threshold(
+    model: StreamedModel, settings: SparsifySettings, pattern: Unstructured, matrices: Matrices
+) -> dict[str, Unstructured]:
+    return as_patterns(_sizes(matrices), one_threshold(Scores(model, settings, matrices), pattern.sparsity))
+
+
+def _by_measured_sensitivity(
+    model: StreamedModel, settings: SparsifySettings, pattern: Unstructured, matrices: Matrices
+) -> dict[str, Unstructured]:
+    batch = held_out_windows(model, settings)
+    rows = sensitivity_of_windows(model, batch.tokens_NT, pattern, by="block")
+    harm = {row["name"]: max(row["kl"], 1e-9) for row in rows}
+    sizes = _sizes(matrices)
+    block_sizes: dict[str, int] = {}
+    for block, linear in matrices:
+        block_sizes[block.name] = block_sizes.get(block.name, 0) + linear.shape[0] * linear.shape[1]
+    counts = by_sensitivity(block_sizes, {name: harm[name] for name in block_sizes}, pattern.sparsity)
+    wanted = {block.full_name(ln): counts[block.name] / block_sizes[block.name] for block, ln in matrices}
+    return as_patterns(sizes, apportion(sizes, wanted, pattern.sparsity))
+
+
+ALLOCATIONS = {
+    "model": _by_one_threshold,
+    "owl": _by_owl,
+    "dlp": _by_dlp,
+    "sensitivity": _by_measured_sensitivity,
+}
+
+
+@dataclass
+class Norms:
+    """An Edit that changes nothing and keeps the mean squared inputs of every matrix."""
+
+    needs: Collection[str] = ("input_sq_norm",)
+    sq_norms: dict[str, Tensor] = field(default_factory=dict)
+
+    def __call__(
+        self, block: BlockSpec, group: Group, weights_OI: list[Tensor], statistics: Statistics
+    ) -> list[Tensor]:
+        for linear in group.linears:
+            self.sq_norms[block.full_name(linear)] = statistics.sq_norm()
+        return weights_OI
+
+
+class Scores:
+    """(name, |W| * ||x||) of every matrix, one in memory at a time, as often as it is gone through."""
+
+    def __init__(self, model: StreamedModel, settings: SparsifySettings, matrices: Matrices) -> None:
+        self._model, self._matrices = model, matrices
+        blind = settings.method == "magnitude"  # it looks at weights alone, so its scores do too
+        self._sq_norms = {} if blind else input_norms(model, calibration_batch(model, settings))
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        for block, linear in self._matrices:
+            parameter = f"{block.name}.{linear.parameter}"
+            stored = self._model.names.load([parameter], self._model.checkpoint.read)[parameter]
+            score_OI = linear.view(stored).float().abs()
+            name = block.full_name(linear)
+            yield name, score_OI * self._sq_norms[name].sqrt().cpu() if self._sq_norms else score_OI
+
+
+def input_norms(model: StreamedModel, batch: TokenBatch) -> dict[str, Tensor]:
+    """Mean squared inputs of every matrix of the dense model."""
+    hidden = HiddenStates(hidden_shape(model, batch.tokens_NT), model.dtype)
+    embed_all(model, batch.tokens_NT, hidden)
+    edit = Norms()
+    with progress("Input norms", len(model.spec.blocks) * len(batch.tokens_NT)) as advance:
+        run = BlockPass(model=model, real_NT=batch.real_NT, edit=edit, propagate="dense", num_cached=0, advance=advance)
+        for index in range(len(model.spec.blocks)):
+            run.run_block(index, hidden, hidden)
+    return edit.sq_norms
+
+
+def held_out_windows(model: StreamedModel, settings: SparsifySettings) -> TokenBatch:
+    """Calibration windows that pruning never sees: drawn with the same seed beyond those it does. Raises UserError."""
+    used = {tuple(row.tolist()) for row in calibration_batch(model, settings).tokens_NT}
+    more = calibration_batch(model, settings.model_copy(update={"samples": settings.samples + HELD_OUT}))
+    fresh = [n for n, row in enumerate(more.tokens_NT) if tuple(row.tolist()) not in used][:HELD_OUT]
+    if not fresh:
+        raise UserError("the calibration text has no window left to judge an allocation on; give more text.")
+    return TokenBatch(more.tokens_NT[fresh], more.real_NT[fresh], more.description)
+
+
+def _held_out_kl(dense: StreamedModel, directory: Path, batch: TokenBatch, budget: int) -> float:
+    sparse = open_model(directory, dtype=dense.dtype, device=str(dense.device))
+    sources = [StreamedSource(model, max_memory=budget) for model in (sparse, dense)]
+    return mean_kl(sources[0], sources[1], batch.tokens_NT)
+
+
+def _promote(
+    place: Path, winner: str, out: Path, settings: SparsifySettings, fingerprint: str, facts: dict[str, Any]
+) -> None:
+    """Give the winner the name OUT and the settings that were asked for; drop the rest."""
+    record = read_record(place / winner)
+    assert record is not None
+    record["history"][-1] |= {
+        "settings": settings.model_dump(mode="json"),
+        "fingerprint": fingerprint,
+        "allocation": facts,
+    }
+    write_json(place / winner / RECORD_NAME, record)
+    (place / winner).rename(out)
+    sync_directory(out.parent)
+    shutil.rmtree(place)

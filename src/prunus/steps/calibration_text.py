@@ -1,0 +1,41 @@
+"""The calibration tokens that a step's settings ask for."""
+
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from prunus.models import StreamedModel
+from prunus.settings import SparsifySettings
+from prunus.text.batches import TokenBatch, calibration_tokens
+from prunus.text.self_generated import self_generator
+from prunus.text.sources import parse_source
+
+
+def calibration_batch(model: StreamedModel, settings: SparsifySettings) -> TokenBatch:
+    """Read, tokenise and mix the sources. Raises UserError for text that cannot serve."""
+    sources = [parse_source(text) for text in settings.calibration]
+    return calibration_tokens(
+        sources,
+        model.tokenizer,
+        samples=settings.samples,
+        length=settings.length,
+        seed=settings.seed,
+        max_length=max_length(model),
+        generate=self_generator(
+            lambda: _whole_model(model), model.tokenizer, identity=f"{model.checkpoint.sha256} float32"
+        ),
+    )
+
+
+def _whole_model(model: StreamedModel) -> Any:
+    """Generating needs every block again for every token, so here the model is loaded whole."""
+    return AutoModelForCausalLM.from_pretrained(
+        model.checkpoint.path, dtype=torch.float32, trust_remote_code=model.checkpoint.trust_remote_code
+    ).to(model.device)
+
+
+def max_length(model: StreamedModel) -> int | None:
+    """The longest sequence the model was made for, where its config says so."""
+    value = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return int(value) if value else None

@@ -1,0 +1,117 @@
+"""`prunus.profile`: where parameters, bytes and FLOPs are, known from headers alone, and what bears pruning."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prunus.checkpoint import add_to_record, open_checkpoint
+from prunus.models import StreamedModel
+from prunus.steps.sensitivity import measure_sensitivity
+
+
+def profile(
+    model: str | Path,
+    *,
+    sensitivity: bool = False,
+    pattern: str = "0.5",
+    by: str = "block",
+    text: str = "builtin",
+    length: int = 256,
+    windows: int = 8,
+    trust_remote_code: bool = False,
+) -> dict[str, Any]:
+    """Return parameters and bytes by component, decode bytes and FLOPs per token, and a row per decoder block.
+
+    With `sensitivity`, each block (or, with by="matrix", each matrix) is pruned alone to `pattern` and the KL to the
+    dense model on `text` is measured. Raises UserError when the model is not understood.
+    """
+    checkpoint = open_checkpoint(model, trust_remote_code=trust_remote_code)
+    streamed = StreamedModel(checkpoint, dtype=torch.float32)
+    result = describe(streamed)
+    if sensitivity:
+        rows = measure_sensitivity(streamed, pattern=pattern, by=by, text=text, length=length, windows=windows)
+        result["sensitivity"] = rows
+        add_to_record(checkpoint.path, "sensitivity", rows)
+    return result
+
+
+def describe(model: StreamedModel) -> dict[str, Any]:
+    """The part of a profile that reads no weights."""
+    tensors, blocks = model.checkpoint.tensors, model.block_keys()
+    layers = [_layer(model, index, keys) for index, keys in enumerate(blocks)]
+    inside = {key for keys in blocks for key in keys}
+    outside = {name: info for name, info in tensors.items() if name not in inside}
+    looked_up = _looked_up_bytes(model)
+    text_config = model.config.get_text_config(decoder=True)
+    return {
+        "model": str(model.checkpoint.path),
+        "family": model.spec.family,
+        "sha256": model.checkpoint.sha256,
+        "parameters": model.checkpoint.num_parameters,
+        "bytes": model.checkpoint.num_bytes,
+        "components": {
+            "decoder blocks": sum(layer["bytes"] for layer in layers),
+            **{name: info.num_bytes for name, info in outside.items()},
+        },
+        "prunable_parameters": sum(o * i for o, i in (linear.shape for _, linear in model.spec.matrices)),
+        "decode_bytes_per_token": model.checkpoint.num_bytes - looked_up - _sleeping_expert_bytes(model),
+        "flops_per_token": _flops_per_token(model),
+        "kv_cache_values_per_token": _kv_values(text_config),
+        "layers": layers,
+    }
+
+
+def _layer(model: StreamedModel, index: int, keys: list[str]) -> dict[str, Any]:
+    infos = [model.checkpoint.tensors[key] for key in keys]
+    projections: dict[str, dict[str, Any]] = {}
+    for linear in model.spec.blocks[index].linears:
+        row = projections.setdefault(linear.projection, {"shape": list(linear.shape), "matrices": 0})
+        row["matrices"] += 1
+    return {
+        "block": index,
+        "name": model.spec.blocks[index].name,
+        "parameters": sum(info.num_elements for info in infos),
+        "bytes": sum(info.num_bytes for info in infos),
+        "projections": projections,
+    }
+
+
+def _looked_up_bytes(model: StreamedModel) -> int:
+    """An embedding that is not also the head is read one row per token: nothing, against the rest."""
+    names = model.names.keys_of(model.input_embeddings)
+    tied = not model.names.keys_of(model.output_head)
+    return 0 if tied else sum(model.checkpoint.tensors[name].num_bytes for name in names)
+
+
+def _active_share(model: StreamedModel) -> float:
+    """Share of the experts that one token wakes."""
+    config = model.config.get_text_config(decoder=True)
+    active = getattr(config, "num_experts_per_tok", None)
+    banks = [len(stage.groups) for block in model.spec.blocks for stage in block.stages if stage.weight]
+    return min(active / max(banks), 1.0) if banks and active else 1.0
+
+
+def _sleeping_expert_bytes(model: StreamedModel) -> int:
+    itemsize = max(info.dtype.itemsize for info in model.checkpoint.tensors.values())
+    experts = sum(linear.shape[0] * linear.shape[1] for _, linear in model.spec.matrices if linear.expert is not None)
+    return int(experts * itemsize * (1 - _active_share(model)))
+
+
+def _flops_per_token(model: StreamedModel) -> int:
+    """Two per weight that a token meets, attention scores left out (they grow with the context)."""
+    share = _active_share(model)
+    inside = sum(
+        linear.shape[0] * linear.shape[1] * (1.0 if linear.expert is None else share)
+        for _, linear in model.spec.matrices
+    )
+    head = model.config.get_text_config(decoder=True)
+    return int(2 * (inside + head.vocab_size * head.hidden_size))
+
+
+def _kv_values(config: Any) -> int | None:
+    heads = getattr(config, "num_key_value_heads", None) or getattr(config, "num_attention_heads", None)
+    if not heads:
+        return None
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * config.num_hidden_layers * heads * width)

@@ -1,0 +1,105 @@
+"""Which blocks or matrices bear pruning: prune each one alone, run the rest dense, and measure KL to the dense model.
+
+Shapes: N = windows, T = tokens, H = hidden, V = vocabulary.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prunus.calibration import BlockPass, HiddenStates, embed_all, hidden_shape
+from prunus.errors import UserError
+from prunus.evaluation.divergence import token_kl
+from prunus.models import StreamedModel
+from prunus.progress import progress
+from prunus.sparsity import METHODS, Pattern, parse_pattern
+from prunus.steps.plan import Plan
+from prunus.steps.sparsify_edit import SparsifyEdit
+from prunus.text.batches import evaluation_windows
+from prunus.text.sources import parse_source
+
+METHOD = "wanda"  # the cheapest method that looks at inputs; what matters here is the order of the units
+
+
+def measure_sensitivity(
+    model: StreamedModel, *, pattern: str, by: str, text: str, length: int, windows: int
+) -> list[dict[str, Any]]:
+    """Return one row per unit: its KL(dense || pruned alone), mean nats per token. `by` is "block" or "matrix"."""
+    if by not in ("block", "matrix"):
+        raise UserError(f"by={by!r} is not known; allowed are block and matrix.")
+    batch = evaluation_windows(parse_source(text), model.tokenizer, length=length, windows=windows)
+    rows = sensitivity_of_windows(model, batch.tokens_NT, parse_pattern(pattern), by=by)
+    return [{**row, "dataset": batch.description[0]["source"]} for row in rows]
+
+
+def sensitivity_of_windows(
+    model: StreamedModel, tokens_NT: Tensor, pattern: Pattern, *, by: str
+) -> list[dict[str, Any]]:
+    """The same on given tokens."""
+    wanted = METHODS[METHOD].resolve(pattern)
+    conditions = {
+        "pattern": str(wanted),
+        "method": METHOD,
+        "window": tokens_NT.shape[1],
+        "windows": len(tokens_NT),
+        "dtype": str(model.dtype).removeprefix("torch."),
+    }
+    inputs = _dense_inputs(model, tokens_NT)
+    units = _units(model, by)
+    rows = []
+    with progress("Sensitivity", len(units)) as advance:
+        for index, name, projection, names in units:
+            final = _final_hidden(model, tokens_NT, inputs[index], index, dict.fromkeys(names, wanted))
+            kl = _mean_kl(model, tokens_NT, inputs[-1], final)
+            rows.append({"name": name, "block": index, "projection": projection, "kl": kl, **conditions})
+            advance(1)
+    return rows
+
+
+def _units(model: StreamedModel, by: str) -> list[tuple[int, str, str, list[str]]]:
+    units = []
+    for index, block in enumerate(model.spec.blocks):
+        if by == "block":
+            units.append((index, block.name, "block", [block.full_name(linear) for linear in block.linears]))
+        else:
+            units += [(index, block.full_name(ln), ln.projection, [block.full_name(ln)]) for ln in block.linears]
+    return units
+
+
+def _dense_inputs(model: StreamedModel, tokens_NT: Tensor) -> list[HiddenStates]:
+    """What enters each block of the dense model, and last what leaves the final one."""
+    shape = hidden_shape(model, tokens_NT)
+    states = [HiddenStates(shape, model.dtype) for _ in range(len(model.spec.blocks) + 1)]
+    embed_all(model, tokens_NT, states[0])
+    plain = BlockPass(model=model, real_NT=_all_real(tokens_NT), edit=None, num_cached=0)
+    for index in range(len(model.spec.blocks)):
+        plain.run_block(index, states[index], states[index + 1])
+    return states
+
+
+def _final_hidden(
+    model: StreamedModel, tokens_NT: Tensor, start: HiddenStates, index: int, patterns: dict[str, Pattern]
+) -> HiddenStates:
+    shape = (start.states_NTH.shape[0], start.states_NTH.shape[1], start.states_NTH.shape[2])
+    hidden = HiddenStates(shape, model.dtype)
+    method = METHODS[METHOD]
+    edit = SparsifyEdit(method, method.options(), Plan(patterns))
+    real_NT = _all_real(tokens_NT)
+    BlockPass(model=model, real_NT=real_NT, edit=edit, num_cached=len(tokens_NT)).run_block(index, start, hidden)
+    plain = BlockPass(model=model, real_NT=real_NT, edit=None, num_cached=0)
+    for later in range(index + 1, len(model.spec.blocks)):
+        plain.run_block(later, hidden, hidden)
+    return hidden
+
+
+def _all_real(tokens_NT: Tensor) -> Tensor:
+    return torch.ones_like(tokens_NT, dtype=torch.bool)
+
+
+def _mean_kl(model: StreamedModel, tokens_NT: Tensor, dense: HiddenStates, sparse: HiddenStates) -> float:
+    total = 0.0
+    for n in range(len(tokens_NT)):
+        tokens_1T = tokens_NT[n : n + 1]
+        total += float(token_kl(model.logits(tokens_1T, dense[n])[0], model.logits(tokens_1T, sparse[n])[0]).mean())
+    return total / len(tokens_NT)

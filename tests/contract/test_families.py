@@ -1,0 +1,115 @@
+"""Every tested family: streamed logits are those of transformers; pruned, saved and reloaded in a fresh process too."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import prunus
+from families import TINY, save_tiny
+from prunus.calibration import StreamedSource
+from prunus.checkpoint import read_record
+from prunus.models import families as families_table
+from prunus.models import open_model
+from prunus.sparsity import NM
+
+TOKENS = torch.randint(3, 128, (2, 24), generator=torch.Generator().manual_seed(0))
+
+FRESH = """
+import json, sys, torch
+from transformers import AutoModelForCausalLM
+tokens = torch.tensor(json.loads(sys.argv[1]))
+for directory in sys.argv[2:]:
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    with torch.no_grad():
+        torch.save(model(tokens).logits, directory + ".logits")
+"""
+
+
+def streamed_logits(directory: Path) -> torch.Tensor:
+    model = open_model(directory)
+    source = StreamedSource.__new__(StreamedSource)  # no tokenizer in these directories
+    source.model, source.dtype, source._max_memory = model, model.dtype, 1 << 30
+    hidden_NTH = source.final_hidden(TOKENS, "")
+    return torch.cat([source.logits(TOKENS[n : n + 1], hidden_NTH[n : n + 1]) for n in range(len(TOKENS))])
+
+
+def whole_logits(directory: Path) -> torch.Tensor:
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    with torch.no_grad():
+        return torch.cat([model(TOKENS[n : n + 1]).logits for n in range(len(TOKENS))])
+
+
+@pytest.fixture(scope="module")
+def tiny_dirs(tmp_path_factory):
+    """Every family's random model and, beside it, the pruned one with the logits that a fresh process gets from it."""
+    root = tmp_path_factory.mktemp("families")
+    dirs = {name: (save_tiny(TINY[name], root / name), root / f"{name}-pruned") for name in TINY}
+    for model, out in dirs.values():
+        prunus.sparsify(model, out, method="magnitude", pattern="2:4")
+    arguments = [json.dumps(TOKENS.tolist()), *(str(out) for _, out in dirs.values())]
+    subprocess.run([sys.executable, "-c", FRESH, *arguments], check=True, capture_output=True)
+    return dirs
+
+
+@pytest.fixture(params=TINY)
+def family_dir(request, tiny_dirs):
+    return tiny_dirs[request.param][0]
+
+
+@pytest.fixture
+def pruned_dir(family_dir):
+    return family_dir.with_name(f"{family_dir.name}-pruned")
+
+
+def test_streamed_logits_are_those_of_transformers(family_dir):
+    torch.testing.assert_close(streamed_logits(family_dir), whole_logits(family_dir), rtol=1e-4, atol=1e-4)
+
+
+def test_every_matrix_of_a_block_is_found(family_dir):
+    model = open_model(family_dir)
+    covered = sum(linear.shape[0] * linear.shape[1] for linear in model.spec.blocks[-1].linears)
+    stored = sum(
+        p.numel() for name, p in model.blocks[-1].named_parameters() if p.ndim > 1 and "gate.weight" not in name
+    )
+    assert covered == stored
+
+
+def test_pruned_saved_and_reloaded_in_a_fresh_process(family_dir, pruned_dir):
+    assert read_record(pruned_dir)["history"][-1]["sparsity"]["pruned_matrices"] == 0.5
+    fresh = torch.load(f"{pruned_dir}.logits", weights_only=True)
+    torch.testing.assert_close(streamed_logits(pruned_dir), fresh, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(fresh, whole_logits(family_dir), atol=1e-3)
+
+
+def test_only_the_planned_matrices_change(family_dir, pruned_dir):
+    before, after = open_model(family_dir), open_model(pruned_dir)
+    assert set(after.checkpoint.tensors) == set(before.checkpoint.tensors)
+    pruned = set(before.names.keys_of({f"{b.name}.{linear.parameter}" for b, linear in before.spec.matrices}))
+    for name in before.checkpoint.tensors:
+        same = torch.equal(before.checkpoint.read(name), after.checkpoint.read(name))
+        assert same == (name not in pruned), name
+    for index, block in enumerate(after.spec.blocks):
+        state = after.load_block(index)
+        for linear in block.linears:
+            assert NM(2, 4).satisfied_by(linear.view(state[f"{block.name}.{linear.parameter}"]) != 0), linear.name
+
+
+def test_a_family_that_is_not_in_the_table_works_too(tmp_path, monkeypatch):
+    """The table is for people: hiding it changes nothing, so an unseen family of the usual shape works as well."""
+    directory = save_tiny(TINY["qwen2"], tmp_path / "model")
+    monkeypatch.setattr(families_table, "FAMILIES", ())
+    torch.testing.assert_close(streamed_logits(directory), whole_logits(directory), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("unlisted", ["starcoder2", "stablelm", "granite", "cohere", "bloom", "smollm3"])
+def test_unlisted_families_of_the_usual_shape(unlisted, tmp_path):
+    assert unlisted not in TINY
+    family = families_table.Family(unlisted, unlisted, "unlisted")
+    directory = save_tiny(family, tmp_path / unlisted)
+    torch.testing.assert_close(streamed_logits(directory), whole_logits(directory), rtol=1e-4, atol=1e-4)
+    assert prunus.sparsify(directory, tmp_path / "out", method="magnitude").last_step["matrices"]

@@ -1,0 +1,201 @@
+"""Killed at any moment, the same command goes on; two processes cannot write one output; a full disk says so."""
+
+import errno
+import json
+import multiprocessing
+import random
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+import prunus
+from families import TINY, save_tiny
+from prunus.checkpoint import output as output_module
+from prunus.errors import UserError
+from prunus.models.families import Family
+
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["prunus.steps.sparsify"])
+SETTINGS = {"method": "admm", "pattern": "0.5", "samples": 12, "length": 48, "dtype": "float32", "device": "cpu"}
+
+
+def sparsify_once(model: Path, out: Path, text: Path) -> None:
+    torch.set_num_threads(1)
+    prunus.sparsify(model, out, calibration=(str(text),), **SETTINGS)
+
+
+def add_tokenizer(directory: Path, size: int = 128) -> Path:
+    """One token for each word w0 .. wN."""
+    words = {f"w{i}": i for i in range(size)}
+    tokenizer = Tokenizer(models.WordLevel(vocab=words, unk_token="w3"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="w3").save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def deep_model(tmp_path_factory):
+    family = Family("llama", "deep", "", {**TINY["llama"].sizes, "num_hidden_layers": 12})
+    return add_tokenizer(save_tiny(family, tmp_path_factory.mktemp("deep") / "model"))
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    file = tmp_path_factory.mktemp("text") / "words.txt"
+    numbers = random.Random(0)
+    file.write_text(" ".join(f"w{numbers.randrange(128)}" for _ in range(4000)))
+    return file
+
+
+def start(model, out, text):
+    process = SERVER.Process(target=sparsify_once, args=(model, out, text))
+    process.start()
+    return process
+
+
+def weights(directory: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted(directory.glob("*.safetensors*"))}
+
+
+def test_killed_at_ten_random_moments_gives_the_same_bytes(deep_model, text, tmp_path):
+    start(deep_model, tmp_path / "warm-up", text).join()
+    begun = time.monotonic()
+    start(deep_model, tmp_path / "whole", text).join()
+    seconds = time.monotonic() - begun
+    moments, partial, kills = random.Random(1), tmp_path / "killed.partial", 0
+    while kills < 10:
+        if (tmp_path / "killed").exists():  # it was through before its time came: begin again
+            shutil.rmtree(tmp_path / "killed")
+        process = start(deep_model, tmp_path / "killed", text)
+        time.sleep(moments.uniform(0.1, 0.7) * seconds)
+        before, killed = blocks_done(partial), process.is_alive()
+        process.kill()
+        process.join()
+        kills += killed and partial.exists()
+        assert blocks_done(partial) >= before or (tmp_path / "killed").exists()
+    last = start(deep_model, tmp_path / "killed", text)
+    last.join()
+    assert last.exitcode == 0
+    assert not partial.exists()
+    assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
+    names = {file.name for file in (tmp_path / "killed").iterdir()}
+    assert names == {file.name for file in (tmp_path / "whole").iterdir()}
+
+
+def blocks_done(partial: Path) -> int:
+    try:
+        return json.loads((partial / "progress.json").read_text())["blocks_done"]
+    except FileNotFoundError:
+        return 0
+
+
+def test_an_interrupted_run_repeats_no_finished_block(deep_model, text, tmp_path, monkeypatch):
+    interrupt_after_block(monkeypatch, 5)
+    with pytest.raises(KeyboardInterrupt):
+        sparsify_once(deep_model, tmp_path / "out", text)
+    shards = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "out.partial").glob("*.safetensors")}
+    assert not (tmp_path / "out").exists()
+    monkeypatch.undo()
+    sparsify_once(deep_model, tmp_path / "out", text)
+    after = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "out").glob("*.safetensors")}
+    assert {name: after[name] for name in shards} == shards
+
+
+def interrupt_after_block(monkeypatch, number):
+    original = output_module.OutputDirectory.save_progress
+
+    def save_then_stop(self, state):
+        original(self, state)
+        if state["blocks_done"] == number:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(output_module.OutputDirectory, "save_progress", save_then_stop)
+
+
+def test_caching_fewer_sequences_changes_nothing(deep_model, text, tmp_path):
+    sparsify_once(deep_model, tmp_path / "all", text)
+    from prunus.steps import sparsify as step
+
+    class OneCached(step.SparsifyJob):
+        def _num_cached(self, batch):
+            return 1
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(step, "SparsifyJob", OneCached)
+        sparsify_once(deep_model, tmp_path / "one", text)
+    assert weights(tmp_path / "all") == weights(tmp_path / "one")
+
+
+def test_a_second_process_is_refused(deep_model, text, tmp_path):
+    (tmp_path / "out.partial").mkdir()
+    import fcntl
+
+    with (tmp_path / "out.partial" / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another process is writing"):
+            sparsify_once(deep_model, tmp_path / "out", text)
+
+
+def test_other_settings_do_not_continue_a_partial_run(deep_model, text, tmp_path, monkeypatch):
+    interrupt_after_block(monkeypatch, 2)
+    with pytest.raises(KeyboardInterrupt):
+        sparsify_once(deep_model, tmp_path / "out", text)
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="other settings"):
+        prunus.sparsify(deep_model, tmp_path / "out", calibration=(str(text),), **{**SETTINGS, "pattern": "2:4"})
+
+
+def test_a_damaged_partial_run_is_noticed(deep_model, text, tmp_path, monkeypatch):
+    interrupt_after_block(monkeypatch, 2)
+    with pytest.raises(KeyboardInterrupt):
+        sparsify_once(deep_model, tmp_path / "out", text)
+    monkeypatch.undo()
+    hidden = tmp_path / "out.partial" / "hidden-0"
+    hidden.write_bytes(b"\0" * hidden.stat().st_size)
+    with pytest.raises(UserError, match="was damaged"):
+        sparsify_once(deep_model, tmp_path / "out", text)
+
+
+def test_a_full_disk_leaves_nothing_that_looks_finished(deep_model, text, tmp_path, monkeypatch):
+    original, written = output_module.save_file, []
+
+    def disk_fills_up(tensors, path, metadata):
+        if len(written) == 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(path)
+        original(tensors, path, metadata=metadata)
+
+    monkeypatch.setattr(output_module, "save_file", disk_fills_up)
+    with pytest.raises(UserError, match="no space left"):
+        sparsify_once(deep_model, tmp_path / "out", text)
+    assert not (tmp_path / "out").exists()
+    monkeypatch.undo()
+    sparsify_once(deep_model, tmp_path / "out", text)
+    assert (tmp_path / "out" / "prunus.json").exists()
+
+
+def test_too_small_a_disk_is_said_before_the_work(deep_model, text, tmp_path, monkeypatch):
+    import shutil
+
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(UserError, match="no space"):
+        sparsify_once(deep_model, tmp_path / "out", text)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_same_call_again_does_nothing(deep_model, text, tmp_path):
+    sparsify_once(deep_model, tmp_path / "out", text)
+    again = prunus.sparsify(deep_model, tmp_path / "out", calibration=(str(text),), **SETTINGS)
+    assert again.reused
+
+
+def test_a_run_on_a_run_continues_the_history(deep_model, text, tmp_path):
+    sparsify_once(deep_model, tmp_path / "one", text)
+    two = prunus.sparsify(tmp_path / "one", tmp_path / "two", method="magnitude", pattern="0.7")
+    assert [step["settings"]["pattern"] for step in two.record["history"]] == ["0.5", "0.7"]

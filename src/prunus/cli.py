@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from prunus import __version__
+from prunus.cli_options import Against, Device, Dtype, Memory, Model, Out, Trust, method_options, pairs, split
 from prunus.errors import UserError
 
 app = typer.Typer(
@@ -20,34 +21,10 @@ app = typer.Typer(
     add_completion=False,
 )
 
-Model = Annotated[str, typer.Argument(help="A local model directory or a hub name such as org/model.")]
-Out = Annotated[Path, typer.Argument(help="The directory to write; it must not exist yet.")]
-Memory = Annotated[
-    str | None, typer.Option(help="Bound on cached activations, like 4GiB. Default: half of free memory.")
-]
-Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run model code that comes with the checkpoint.")]
-Dtype = Annotated[str, typer.Option(help="Forward dtype: auto (measured), float32 or bfloat16.")]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-Against = Annotated[str | None, typer.Option(help="The dense model to compare with.")]
-
 
 def _emit(result: Any) -> None:
     """The machine-readable end of every command."""
     print(json.dumps(result, default=str, allow_nan=False), flush=True)
-
-
-def _split(values: list[str] | None) -> list[str]:
-    return [part for value in values or [] for part in value.split(",") if part]
-
-
-def _pairs(values: list[str] | None, flag: str) -> dict[str, str]:
-    pairs = {}
-    for value in values or []:
-        key, equals, wish = value.partition("=")
-        if not equals:
-            raise UserError(f"{flag} {value!r} has no '='; write it like {flag} '*.down_proj=0.3'.")
-        pairs[key] = wish
-    return pairs
 
 
 @app.command()
@@ -96,9 +73,9 @@ def sparsify(
         out,
         method=method,
         pattern=pattern,
-        overrides=_pairs(override, "--override"),
+        overrides=pairs(override, "--override"),
         protect=tuple(protect or ()),
-        options=method_options(method, _pairs(option, "--option"), polish),
+        options=method_options(pairs(option, "--option"), polish),
         allocation=allocation,
         calibration=tuple(calibration or ("self",)),
         samples=samples,
@@ -116,21 +93,6 @@ def sparsify(
     else:
         show_estimate(result)
     _emit(result.summary())
-
-
-def method_options(method: str, values: dict[str, str], polish: bool) -> dict[str, Any]:
-    """Options as typed on the command line, with numbers read as numbers."""
-    options: dict[str, Any] = {key: _number(value) for key, value in values.items()}
-    return options if polish else {**options, "polish": 0}
-
-
-def _number(text: str) -> Any:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return {"true": True, "false": False}.get(text.lower(), text)
 
 
 @app.command()
@@ -166,7 +128,7 @@ def evaluate(
         against=against,
         choices=choices,
         limit=limit,
-        tasks=tuple(_split(tasks)),
+        tasks=tuple(split(tasks)),
         prompts=tuple(prompt or ()),
         dtype=dtype,
         device=device,

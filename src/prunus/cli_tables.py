@@ -124,9 +124,10 @@ def _show_perplexity(result: dict[str, Any]) -> None:
 
 
 def _show_choices(result: dict[str, Any]) -> None:
-    against = result.get("against")
+    against, error = result.get("against"), result["acc_norm_standard_error"]
     console.print(
-        f"choices: acc_norm {result['acc_norm']:.3f} +- {result['acc_norm_stderr']:.3f}"
+        f"choices: acc_norm {result['acc_norm']:.3f}"
+        + (f" +- {error:.3f}" if error is not None else "")
         + (f" (dense {against['acc_norm']:.3f})" if against else "")
         + f", acc {result['acc']:.3f}  [{result['dataset']}, {result['dtype']}]",
         markup=False,

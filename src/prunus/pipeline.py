@@ -20,7 +20,7 @@ from prunus.steps.bench import bench
 from prunus.steps.evaluate import evaluate
 from prunus.steps.plan import make_plan
 from prunus.steps.report import report
-from prunus.steps.sparsify import sparsify
+from prunus.steps.sparsify import make_options, sparsify
 
 
 def run(
@@ -37,14 +37,14 @@ def run(
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(Path(recipe))
     check_recipe(recipe, Path(out), trust_remote_code)
-    makers = [step for step in recipe.steps if step.verb in MAKES_A_MODEL]
+    last = sum(step.verb in MAKES_A_MODEL for step in recipe.steps)
+    number = 0
     current: str | Path = recipe.model
     result: Run | None = None
     for step in recipe.steps:
         if step.verb in MAKES_A_MODEL:
-            number = makers.index(step) + 1
-            final = step is makers[-1]
-            target = Path(out) if final else Path(f"{out}.steps") / f"{number}-{step.verb}"
+            number += 1
+            target = Path(out) if number == last else Path(f"{out}.steps") / f"{number}-{step.verb}"
             result = _make(step, current, target, max_memory, trust_remote_code)
             current = result.path
         else:
@@ -65,6 +65,7 @@ def check_recipe(recipe: Recipe, out: Path, trust_remote_code: bool) -> None:
     for step in recipe.steps:
         if isinstance(step.settings, SparsifySettings):
             s = step.settings
+            make_options(METHODS[s.method].options, s.options)
             make_plan(spec, METHODS[s.method], s.pattern, s.overrides, s.protect)
 
 

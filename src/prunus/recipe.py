@@ -51,7 +51,8 @@ def load_recipe(path: Path) -> Recipe:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read recipe {path}: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        # the last five come out of PyYAML itself, for tags that do not fit their values and for deep nesting
         raise UserError(f"recipe {path} is not valid YAML: {' '.join(str(error).split())}.") from error
     return parse_recipe(content)
 

@@ -19,7 +19,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     @classmethod
-    def check(cls, **values: Any) -> Self:
+    def check(cls, /, **values: Any) -> Self:
         """Build from untrusted values. Raises UserError: what was given, what is allowed."""
         try:
             return cls(**values)

@@ -16,6 +16,7 @@ from torch import Tensor
 from prunus.calibration.hidden_states import HiddenStates
 from prunus.calibration.staged_run import StagedRun, StageInputs, stops_at_stages
 from prunus.calibration.statistics import Recorder
+from prunus.memory import release_freed_memory
 from prunus.models import StreamedModel
 from prunus.models.spec import BlockSpec, Group, Stage
 from prunus.sparsity.methods import Statistics
@@ -68,6 +69,7 @@ class BlockPass:
             with stops_at_stages(self.model.blocks[index], self.model.spec.blocks[index]):
                 edit_block(index, self.edit, state, hidden_in, hidden_out)
         self.model.free_block(index)
+        release_freed_memory()
         return state
 
     def _only_run(self, index: int, hidden_in: HiddenStates, hidden_out: HiddenStates) -> None:
@@ -138,3 +140,4 @@ class BlockPass:
             for linear, weight_OI, new_OI in zip(group.linears, stored, solved, strict=True):
                 weight_OI.copy_(new_OI)
                 linear.view(block.get_parameter(linear.parameter).data).copy_(weight_OI)
+        release_freed_memory()

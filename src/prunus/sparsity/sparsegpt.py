@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from prunus.errors import UserError
 from prunus.sparsity.gram import UnitGram, damped, normalise
 from prunus.sparsity.methods import PruneResult, Statistics
 from prunus.sparsity.patterns import NM, Pattern, Tile
@@ -32,6 +33,10 @@ class SparseGptOptions:
 
     damping: float = 0.01
     block: int = 128
+
+    def __post_init__(self) -> None:
+        if not (self.damping > 0 and self.block >= 1):
+            raise UserError(f"{self}: damping is above 0, block at least 1.")
 
 
 @dataclass(frozen=True, slots=True)

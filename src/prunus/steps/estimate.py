@@ -14,7 +14,8 @@ from prunus.sparsity import Method
 from prunus.steps.plan import Plan
 
 GRAM_COPIES = 4  # a solver keeps the Gram, its factor or inverse, and working copies
-WEIGHT_COPIES = 6  # fp32: the weight, targets, duals and masks of a solver
+SOLVER_COPIES = 6  # fp32: the weight, targets, duals and masks of a solver
+SCORE_COPIES = 4  # fp32: the weight, its scores, their order, the mask
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,8 @@ def _block_bytes(model: StreamedModel, index: int, method: Method) -> int:
     largest = max(linear.shape[0] * linear.shape[1] for linear in model.spec.blocks[index].linears)
     grams = max(len(stage.groups) for stage in model.spec.blocks[index].stages) - 1 + GRAM_COPIES
     solver = grams * widest**2 * 4 if "gram" in method.needs else 0
-    return stored + running + solver + WEIGHT_COPIES * largest * 4
+    copies = SOLVER_COPIES if "gram" in method.needs else SCORE_COPIES
+    return stored + running + solver + copies * largest * 4
 
 
 def _sequence_bytes(model: StreamedModel, length: int) -> int:

@@ -1,8 +1,10 @@
 """`prunus.sparsify`: model directory in, sparse model directory out, one decoder block in memory at a time."""
 
+import math
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -198,13 +200,22 @@ class SparsifyJob:
 
 
 def make_options(kind: type[Any], values: Mapping[str, Any]) -> Any:
-    """Build a method's options. Raises UserError naming the ones there are."""
-    known: Sequence[str] = list(getattr(kind, "__dataclass_fields__", {}))
-    for key in values:
+    """Build a method's options, all of them numbers. Raises UserError naming the ones there are."""
+    known = {field.name: field.default for field in fields(kind)}
+    for key, value in values.items():
         if key not in known:
             allowed = ", ".join(known) or "none"
             raise UserError(f"unknown option {key!r}; this method's options are: {allowed}.")
+        if not _is_number(value, whole=isinstance(known[key], int)):
+            number = "a whole number" if isinstance(known[key], int) else "a number"
+            raise UserError(f"option {key}={value!r} is not {number}; the default is {known[key]}.")
     return kind(**values)
+
+
+def _is_number(value: Any, *, whole: bool) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+        return False
+    return math.isfinite(value)
 
 
 def achieved(matrices: list[dict[str, Any]], num_parameters: int) -> dict[str, float]:

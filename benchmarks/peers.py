@@ -1,0 +1,138 @@
+"""Prunus against llm-compressor: the same work, in turn, in one run.
+
+SmolLM2-135M, fp32, the same calibration tokens, all attention and MLP projections; perplexity of every result on the
+first windows of the same test text, measured by one program. Times and peaks are of whole processes, loading and
+saving included. The machine must be quiet, and only ratios taken in one run count.
+
+usage: peers.py --calibration TRAIN.txt --test TEST.txt [--model DIR] [--rounds N] [--only wanda:0.5,...]
+
+This script needs nothing but Python: prunus runs in the environment that runs it, the peer in one that it makes under
+the cache folder (about 2 GB).
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+PEER = "llmcompressor==0.14.0.1"
+TORCH = "torch==2.13.0"
+HERE = Path(__file__).resolve().parent
+WORK = ("wanda:0.5", "sparsegpt:0.5", "sparsegpt:2:4")
+OURS_ONLY = {"sparsegpt:0.5": "admm:0.5", "sparsegpt:2:4": "admm:2:4"}
+SAMPLES, LENGTH, WINDOWS = 64, 1024, 32
+
+
+def peer_python() -> Path:
+    """The interpreter of the peer's environment, made on first use."""
+    root = Path(os.environ.get("PRUNUS_CACHE", Path.home() / ".cache" / "prunus")) / "peers" / PEER.replace("==", "-")
+    python = root / "bin" / "python"
+    if not (root / "ready").exists():
+        subprocess.run([sys.executable, "-m", "venv", root], check=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", TORCH, PEER], check=True)
+        (root / "ready").touch()
+    return python
+
+
+def timed(command: list[object]) -> tuple[float, int]:
+    """(wall seconds, peak resident bytes) of a whole process."""
+    start = time.perf_counter()
+    process = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"failed: {' '.join(map(str, command))}")
+    return time.perf_counter() - start, usage.ru_maxrss * 1024
+
+
+def prunus(*arguments: object) -> list[object]:
+    return [sys.executable, "-m", "prunus.cli", *arguments]
+
+
+def ours(args: argparse.Namespace, work: str, out: Path) -> list[object]:
+    method, _, pattern = work.partition(":")
+    calibration = ("--calibration", args.calibration, "--samples", SAMPLES, "--length", LENGTH)
+    return prunus(
+        "sparsify", args.model, out, "--method", method, "--pattern", pattern, *calibration, "--dtype", "float32"
+    )
+
+
+def theirs(args: argparse.Namespace, work: str, tokens: Path, out: Path) -> list[object]:
+    method, _, pattern = work.partition(":")
+    return [peer_python(), HERE / "peer_llmcompressor.py", args.model, tokens, method, pattern, out]
+
+
+def save_tokens(args: argparse.Namespace, file: Path) -> None:
+    """The very windows that prunus calibrates on, for the peer."""
+    code = (
+        "import sys; from safetensors.torch import save_file; from transformers import AutoTokenizer;"
+        "from prunus.text.batches import calibration_tokens; from prunus.text.sources import parse_source;"
+        "t = AutoTokenizer.from_pretrained(sys.argv[1]); s = [parse_source(sys.argv[2])];"
+        f"b = calibration_tokens(s, t, samples={SAMPLES}, length={LENGTH}, seed=0);"
+        "save_file({'tokens_NT': b.tokens_NT.contiguous()}, sys.argv[3])"
+    )
+    subprocess.run([sys.executable, "-c", code, args.model, args.calibration, file], check=True)
+
+
+def perplexity(args: argparse.Namespace, directory: Path) -> float:
+    options = ("--text", args.test, "--length", LENGTH, "--windows", WINDOWS, "--dtype", "float32")
+    command = [str(part) for part in prunus("evaluate", directory, *options)]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return float(json.loads(output.splitlines()[-1])["results"][0]["perplexity"])
+
+
+def compare(args: argparse.Namespace, work: str, scratch: Path) -> dict[str, object]:
+    """One row: medians over the rounds, ratios paired within a round."""
+    rounds = []
+    for number in range(args.rounds):
+        mine, peer = scratch / f"prunus-{work}-{number}", scratch / f"peer-{work}-{number}"
+        a = timed(ours(args, work, mine))
+        b = timed(theirs(args, work, scratch / "tokens.safetensors", peer))
+        best = timed(ours(args, OURS_ONLY[work], scratch / f"best-{work}-{number}")) if work in OURS_ONLY else None
+        rounds.append((a, b, best))
+    row: dict[str, object] = {
+        "work": work,
+        "rounds": args.rounds,
+        "prunus_seconds": statistics.median(a[0] for a, _, _ in rounds),
+        "peer_seconds": statistics.median(b[0] for _, b, _ in rounds),
+        "time_ratio": statistics.median(a[0] / b[0] for a, b, _ in rounds),
+        "memory_ratio": statistics.median(a[1] / b[1] for a, b, _ in rounds),
+        "prunus_peak_gib": rounds[0][0][1] / 2**30,
+        "peer_peak_gib": rounds[0][1][1] / 2**30,
+        "prunus_perplexity": perplexity(args, scratch / f"prunus-{work}-0"),
+        "peer_perplexity": perplexity(args, scratch / f"peer-{work}-0"),
+    }
+    if work in OURS_ONLY:
+        row |= {
+            "best": OURS_ONLY[work],
+            "best_seconds": statistics.median(best[0] for _, _, best in rounds if best),
+            "best_time_ratio": statistics.median(best[0] / b[0] for _, b, best in rounds if best),
+            "best_perplexity": perplexity(args, scratch / f"best-{work}-0"),
+        }
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--calibration", required=True)
+    parser.add_argument("--test", required=True)
+    parser.add_argument("--model", help="default: the demo's model")
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--only", default=",".join(WORK))
+    args = parser.parse_args()
+    if args.model is None:
+        code = "from prunus.demo_model import fetch_demo_model; print(fetch_demo_model())"
+        args.model = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+    with TemporaryDirectory() as folder:
+        save_tokens(args, Path(folder) / "tokens.safetensors")
+        for work in args.only.split(","):
+            print(json.dumps(compare(args, work, Path(folder))), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""Every shipped recipe is read, and run on a tiny model with everything that costs time made small."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+import prunus
+from prunus.benchmark import measurement
+from prunus.recipe import MAKES_A_MODEL, load_recipe
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+TEXT = "".join(f"{n} brown foxes jump over {n * 7} lazy dogs. " for n in range(400))
+SMALL = {"samples": 4, "length": 32, "windows": 2, "prompt_tokens": 8, "new_tokens": 3, "repetitions": 2}
+PEAKS = ("peak_memory_bytes", "peak_gpu_memory_bytes")
+
+
+def made_small(recipe: Path, folder: Path, model: Path) -> Path:
+    """The same recipe with another model, another text and small numbers, in `folder`."""
+    text = folder / "text.txt"
+    text.write_text(TEXT)
+    small = {**SMALL, "text": [str(text)], "calibration": [str(text)]}
+    content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    steps = [
+        {verb: {key: small.get(key, value) for key, value in settings.items()}}
+        for step in content["steps"]
+        for verb, settings in step.items()
+    ]
+    copy = folder / recipe.name
+    copy.write_text(yaml.safe_dump({**content, "model": str(model), "steps": steps}))
+    return copy
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_shipped_recipe(path, tiny_llama_dir, tmp_path, monkeypatch):
+    # the only part that starts processes, which cost seconds each; test_benchmark.py covers it
+    monkeypatch.setattr(measurement, "peak_memory", lambda _directory, _work: dict.fromkeys(PEAKS, 1))
+    verbs = [step.verb for step in load_recipe(path).steps]
+    recipe = made_small(path, tmp_path, tiny_llama_dir)
+    run = prunus.run(recipe, tmp_path / "out")
+    assert not run.reused
+    assert len(run.record["history"]) == sum(verb in MAKES_A_MODEL for verb in verbs)
+    last_model = max(n for n, verb in enumerate(verbs) if verb in MAKES_A_MODEL)
+    assert len(run.record["benchmarks"]) == verbs.count("bench")
+    assert bool(run.record["evaluations"]) == ("evaluate" in verbs[last_model:])
+    assert (run.path / "report.html").exists() == ("report" in verbs)
+    again = prunus.run(recipe, tmp_path / "out")
+    assert again.reused
+    assert again.record == run.record
+
+
+def test_iterative_recipe_ends_at_its_last_sparsity(tiny_llama_dir, tmp_path):
+    recipe = next(path for path in RECIPES if path.stem == "iterative")
+    run = prunus.run(made_small(recipe, tmp_path, tiny_llama_dir), tmp_path / "out")
+    assert [step["sparsity"]["pruned_matrices"] for step in run.record["history"]] == pytest.approx(
+        [0.3, 0.5], abs=1e-3
+    )
+    assert (tmp_path / "out.steps" / "1-sparsify" / "prunus.json").exists()
+
+
+def test_two_equal_steps_write_two_directories(tiny_llama_dir, tmp_path):
+    step = '{sparsify: {method: magnitude, pattern: "0.5"}}'
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"version: 1\nmodel: {tiny_llama_dir}\nsteps: [{', '.join([step] * 3)}]\n")
+    assert len(prunus.run(recipe, tmp_path / "out").record["history"]) == 3

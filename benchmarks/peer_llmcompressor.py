@@ -21,9 +21,7 @@ def main(model_path: str, tokens_path: str, method: str, pattern: str, out: str)
     rows = {"input_ids": tokens_NT.tolist(), "attention_mask": torch.ones_like(tokens_NT).tolist()}
     model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(model_path)
-    recipe = MODIFIERS[method](
-        sparsity=0.5, mask_structure=STRUCTURES[pattern], targets=["Linear"], ignore=["lm_head"]
-    )
+    recipe = MODIFIERS[method](sparsity=0.5, mask_structure=STRUCTURES[pattern], targets=["Linear"], ignore=["lm_head"])
     oneshot(
         model=model,
         tokenizer=tokenizer,

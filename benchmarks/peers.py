@@ -127,7 +127,9 @@ def main() -> None:
     args = parser.parse_args()
     if args.model is None:
         code = "from prunus.demo_model import fetch_demo_model; print(fetch_demo_model())"
-        args.model = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+        args.model = subprocess.run(
+            [sys.executable, "-c", code], check=True, capture_output=True, text=True
+        ).stdout.strip()
     with TemporaryDirectory() as folder:
         save_tokens(args, Path(folder) / "tokens.safetensors")
         for work in args.only.split(","):

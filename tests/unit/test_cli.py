@@ -161,6 +161,12 @@ def test_evaluate(result_of, sparse, tiny_llama_dir, tmp_path, text):
     assert [{k: v for k, v in entry.items() if k != "settings_key"} for entry in recorded] == result["results"]
 
 
+def test_prompts_need_the_dense_model_and_that_is_known_first(prunus, tiny_llama_dir):
+    code, _, err = prunus("evaluate", tiny_llama_dir, "--text", "/no/such/text", "--prompt", "The fox")
+    assert code == 2
+    assert "--against" in err
+
+
 def test_bench(result_of, quick_bench, sparse, tiny_llama_dir):
     asked = ("--prompt-tokens", 8, "--new-tokens", 3, "--repetitions", 2, "--threads", 1)
     result = result_of("bench", sparse, "--against", tiny_llama_dir, *asked)

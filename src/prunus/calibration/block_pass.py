@@ -133,6 +133,7 @@ class BlockPass:
 
     def _solve(self, index: int, stage: Stage, edit: Edit, recorders: list[Recorder], state: dict[str, Tensor]) -> None:
         spec, block = self.model.spec.blocks[index], self.model.blocks[index]
+        release_freed_memory()  # a solver's working set is the peak: what the forward pass left behind must go first
         for group, recorder in zip(stage.groups, recorders, strict=True):
             stored = [linear.view(state[f"{spec.name}.{linear.parameter}"]) for linear in group.linears]
             device = self.model.device
@@ -140,4 +141,3 @@ class BlockPass:
             for linear, weight_OI, new_OI in zip(group.linears, stored, solved, strict=True):
                 weight_OI.copy_(new_OI)
                 linear.view(block.get_parameter(linear.parameter).data).copy_(weight_OI)
-        release_freed_memory()

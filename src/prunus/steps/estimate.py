@@ -41,7 +41,11 @@ def estimate_sparsify(
 ) -> Estimate:
     """Return the estimate. Raises UserError when not even one sequence fits into `budget` bytes."""
     sequences = settings.samples if method.needs else 0
-    fixed = _process_bytes() + max(_block_bytes(model, i, method) for i in range(len(model.spec.blocks)))
+    fixed = (
+        _process_bytes()
+        + sequences * _hidden_bytes(model, settings.length)
+        + max(_block_bytes(model, i, method) for i in range(len(model.spec.blocks)))
+    )
     each = _sequence_bytes(model, settings.length)
     cached = min(sequences, (budget - fixed) // each)
     if sequences and cached < 1:
@@ -82,9 +86,13 @@ def _block_bytes(model: StreamedModel, index: int, method: Method) -> int:
 
 def _sequence_bytes(model: StreamedModel, length: int) -> int:
     """What a sleeping forward pass holds: residual, normed input, q, k, v and the input of the widest matrix."""
-    hidden = int(model.config.get_text_config(decoder=True).hidden_size)
     widest = max(linear.shape[1] for _, linear in model.spec.matrices)
-    return length * (4 * hidden + widest) * model.dtype.itemsize
+    return 6 * _hidden_bytes(model, length) + length * widest * model.dtype.itemsize
+
+
+def _hidden_bytes(model: StreamedModel, length: int) -> int:
+    """The hidden states of one sequence between two blocks."""
+    return length * int(model.config.get_text_config(decoder=True).hidden_size) * model.dtype.itemsize
 
 
 def _flops(model: StreamedModel, method: Method, settings: SparsifySettings) -> float:

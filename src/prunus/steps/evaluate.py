@@ -36,6 +36,8 @@ def evaluate(
     checked = EvaluateSettings.check(**settings)
     if not (checked.text or checked.choices or checked.tasks or checked.prompts):
         raise UserError("nothing to evaluate: give --text PATH, --choices FILE.jsonl, --tasks NAMES or --prompt TEXT.")
+    if checked.prompts and checked.against is None:
+        raise UserError("--prompt shows two continuations side by side: give the dense model with --against.")
     checkpoint = open_checkpoint(model, trust_remote_code=trust_remote_code)
     record = read_record(checkpoint.path)
     if skip_done and (found := done_before(record, "evaluations", checked)):
@@ -60,8 +62,7 @@ def _measure(model: str, settings: EvaluateSettings, budget: int, trust: bool) -
             against=settings.against,
         )
     if settings.prompts:
-        if settings.against is None:
-            raise UserError("--prompt shows two continuations side by side: give the dense model with --against.")
+        assert settings.against is not None
         dense_path = open_checkpoint(settings.against, trust_remote_code=trust).path
         results.append(continuations(dense_path, Path(model), prompts=settings.prompts, trust_remote_code=trust))
     if settings.tasks:

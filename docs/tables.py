@@ -1,0 +1,85 @@
+"""Write the parts of the pages that are made from the code. Run by `make docs`; a test checks that it was.
+
+A made part stands between `<!-- made: NAME -->` and `<!-- end -->`. Everything else on a page is written by hand.
+"""
+
+import ast
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import fields
+from pathlib import Path
+
+from prunus.models.families import FAMILIES
+from prunus.sparsity import METHODS
+from prunus.sparsity.methods import Method
+
+DOCS = Path(__file__).parent
+PACKAGE = DOCS.parent / "src" / "prunus"
+MADE = re.compile(r"<!-- made: (\w+) -->\n.*?<!-- end -->", re.DOTALL)
+
+
+def methods() -> str:
+    """One line per method: what it is, what it needs and costs."""
+    rows = ((m.title, f"`{name}`", m.idea, _paper(m), _needs(m), m.cost, m.when) for name, m in METHODS.items())
+    return _table(("method", "name", "idea", "paper", "needs", "cost", "when to use"), rows)
+
+
+def options() -> str:
+    """One line per setting of each method, with its default and the group its scores are ranked in."""
+    rows = (
+        (
+            f"`{name}`",
+            m.compare,
+            "kept weights change" if m.updates else "kept weights stay",
+            ", ".join(f"`{field.name}={field.default}`" for field in fields(m.options)) or "none",
+        )
+        for name, m in METHODS.items()
+    )
+    return _table(("method", "scores ranked within", "weights", "options and defaults"), rows)
+
+
+def families() -> str:
+    """One line per tested family."""
+    return _table(("model type", "models", "its blocks"), ((f"`{f.family}`", f.name, f.shape) for f in FAMILIES))
+
+
+def files() -> str:
+    """Every file of the package with the first sentence of its docstring."""
+    paths = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
+    rows = ((f"`{path.relative_to(PACKAGE).as_posix()}`", _first_sentence(path)) for path in paths)
+    return _table(("file", "what it is"), rows)
+
+
+def _paper(method: Method) -> str:
+    return re.sub(r"arXiv:(\d+\.\d+)", r"[arXiv:\1](https://arxiv.org/abs/\1)", method.paper)
+
+
+def _needs(method: Method) -> str:
+    names = {"input_sq_norm": "calibration text (input norms)", "gram": "calibration text (Gram matrices)"}
+    return ", ".join(names[need] for need in method.needs) or "nothing"
+
+
+def _first_sentence(path: Path) -> str:
+    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    assert docstring, f"{path} has no docstring"
+    paragraph = " ".join(docstring.split("\n\n")[0].split())
+    return re.split(r"(?<=[.!?]) (?=[A-Z])", paragraph)[0]
+
+
+def _table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    head = list(columns)
+    lines = [head, ["---"] * len(head), *([cell.replace("|", r"\|") for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+PARTS: dict[str, Callable[[], str]] = {"methods": methods, "options": options, "families": families, "files": files}
+
+
+def render(page: str) -> str:
+    """The same page with every made part made anew."""
+    return MADE.sub(lambda found: f"<!-- made: {found[1]} -->\n{PARTS[found[1]]()}\n<!-- end -->", page)
+
+
+if __name__ == "__main__":
+    for path in DOCS.glob("*.md"):
+        path.write_text(render(path.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,0 +1,68 @@
+"""The pages are those that the code makes, cover every method, and link to files that exist."""
+
+import ast
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+from prunus.sparsity import METHODS
+
+ROOT = Path(__file__).parents[2]
+PAGES = [*sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("*.md"))]
+
+
+@pytest.fixture(scope="module")
+def tables():
+    spec = importlib.util.spec_from_file_location("tables", ROOT / "docs" / "tables.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_made_parts_are_up_to_date(page, tables):
+    text = page.read_text(encoding="utf-8")
+    assert tables.render(text) == text, "run `make docs`"
+
+
+def test_every_made_part_stands_on_a_page(tables):
+    pages = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    assert sorted(tables.MADE.findall(pages)) == sorted(tables.PARTS)
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=list(METHODS))
+def test_every_method_has_its_section(method):
+    page = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    section = re.search(rf"^## {re.escape(method.title)}\n(.*?)^## ", page, re.DOTALL | re.MULTILINE)[1]
+    for part in ("**Idea.**", "```math", "**Cost.**", "**Use it**", "**Do not use it**", "**Traps.**", "**Source.**"):
+        assert part in section
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
+        assert link.startswith("https://") or (page.parent / link).exists(), link
+
+
+def test_imports_point_down_the_list_of_rooms():
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`.*?`) \| ", page.partition("## Rooms")[2].partition("\n## ")[0], re.MULTILINE)
+    rank = {name: number for number, row in enumerate(rows) for name in re.findall(r"`(\w+)", row)}
+    package = ROOT / "src" / "prunus"
+    upward = [
+        f"{path.relative_to(package)} imports {found}"
+        for path in package.glob("**/*.py")
+        if path.parent != package or path.stem != "__init__"
+        for found in _imported_rooms(path)
+        if rank[found] < rank[path.relative_to(package).parts[0].removesuffix(".py")]
+    ]
+    assert upward == []
+
+
+def _imported_rooms(path: Path) -> set[str]:
+    imports = [
+        node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.ImportFrom)
+    ]
+    return {node.module.split(".")[1] for node in imports if (node.module or "").startswith("prunus.")}

@@ -1,7 +1,7 @@
 """Give freed memory back to the system.
 
-The C library keeps freed blocks of up to 32 MB, just the size of activations, for later use; over a pass that is as much
-again as is really in use.
+The C library keeps freed blocks of up to 32 MB, just the size of activations, for later use; over a pass that is as
+much again as is really in use.
 """
 
 import ctypes

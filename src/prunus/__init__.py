@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from prunus.steps.evaluate import evaluate
     from prunus.steps.profile import profile
     from prunus.steps.report import report
-    from prunus.steps.sparsify import sparsify
+    from prunus.steps.sparsify import estimate, sparsify
 
 # Loaded on first use, so that `prunus --help` does not wait for torch.
 _HOMES = {
@@ -25,12 +25,13 @@ _HOMES = {
     "Run": "prunus.result",
     "run": "prunus.pipeline",
     "bench": "prunus.steps.bench",
+    "estimate": "prunus.steps.sparsify",
     "evaluate": "prunus.steps.evaluate",
     "profile": "prunus.steps.profile",
     "report": "prunus.steps.report",
     "sparsify": "prunus.steps.sparsify",
 }
-__all__ = ["Run", "UserError", "__version__", "bench", "evaluate", "profile", "report", "run", "sparsify"]
+__all__ = ["Run", "UserError", "__version__", "bench", "estimate", "evaluate", "profile", "report", "run", "sparsify"]
 
 
 def __getattr__(name: str) -> Any:

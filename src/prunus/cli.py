@@ -65,34 +65,34 @@ def sparsify(
     Example: `prunus sparsify org/model out --method admm --pattern 2:4 --calibration wiki.txt=2 --calibration self`
     """
     from prunus.cli_tables import show_estimate, show_sparsified
-    from prunus.result import Run
+    from prunus.steps.sparsify import estimate
     from prunus.steps.sparsify import sparsify as step
 
-    result = step(
-        model,
-        out,
-        method=method,
-        pattern=pattern,
-        overrides=pairs(override, "--override"),
-        protect=tuple(protect or ()),
-        options=method_options(pairs(option, "--option"), polish),
-        allocation=allocation,
-        calibration=tuple(calibration or ("self",)),
-        samples=samples,
-        length=length,
-        propagate=propagate,
-        seed=seed,
-        dtype=dtype,
-        device=device,
-        max_memory=max_memory,
-        dry_run=dry_run,
-        trust_remote_code=trust_remote_code,
-    )
-    if isinstance(result, Run):
-        show_sparsified(result)
+    settings: dict[str, Any] = {
+        "method": method,
+        "pattern": pattern,
+        "overrides": pairs(override, "--override"),
+        "protect": tuple(protect or ()),
+        "options": method_options(pairs(option, "--option"), polish),
+        "allocation": allocation,
+        "calibration": tuple(calibration or ("self",)),
+        "samples": samples,
+        "length": length,
+        "propagate": propagate,
+        "seed": seed,
+        "dtype": dtype,
+        "device": device,
+        "max_memory": max_memory,
+        "trust_remote_code": trust_remote_code,
+    }
+    if dry_run:
+        expected = estimate(model, **settings)
+        show_estimate(expected)
+        _emit(expected.summary())
     else:
-        show_estimate(result)
-    _emit(result.summary())
+        run = step(model, out, **settings)
+        show_sparsified(run)
+        _emit(run.summary())
 
 
 @app.command()

@@ -31,7 +31,6 @@ def run_demo(out: Path) -> dict[str, Any]:
     dense = fetch_demo_model()
     show_profile(profile(dense))
     made = sparsify(dense, out, **CALIBRATION)
-    assert isinstance(made, Run)
     results = evaluate(made.path, against=str(dense), skip_done=True, prompts=PROMPTS, **WINDOW)
     speed = bench(made.path, against=str(dense), skip_done=True, **BENCH)
     page = report([made.path])

@@ -21,6 +21,7 @@ from prunus.steps.evaluate import evaluate
 from prunus.steps.plan import make_plan
 from prunus.steps.report import report
 from prunus.steps.sparsify import make_options, sparsify
+from prunus.text.sources import check_exists, parse_source
 
 
 def run(
@@ -67,15 +68,14 @@ def check_recipe(recipe: Recipe, out: Path, trust_remote_code: bool) -> None:
             s = step.settings
             make_options(METHODS[s.method].options, s.options)
             make_plan(spec, METHODS[s.method], s.pattern, s.overrides, s.protect)
+        for text in getattr(step.settings, "calibration", ()) + getattr(step.settings, "text", ()):
+            check_exists(parse_source(text))
 
 
 def _make(step: Step, model: str | Path, target: Path, max_memory: str | int | None, trust: bool) -> Run:
     assert isinstance(step.settings, SparsifySettings)
-    made = sparsify(
-        model, target, max_memory=max_memory, trust_remote_code=trust, **step.settings.model_dump(exclude_unset=True)
-    )
-    assert isinstance(made, Run)
-    return made
+    values = step.settings.model_dump(exclude_unset=True)
+    return sparsify(model, target, max_memory=max_memory, trust_remote_code=trust, **values)
 
 
 def _observe(step: Step, dense: str, current: str | Path, max_memory: str | int | None, trust: bool) -> None:

@@ -71,6 +71,8 @@ class OutputDirectory:
     def __exit__(
         self, _type: type[BaseException] | None, _error: BaseException | None, _traceback: TracebackType | None
     ) -> None:
+        if self.partial.exists() and not (self.partial / PROGRESS_NAME).exists():
+            shutil.rmtree(self.partial)  # nothing worth going on from
         self._lock.close()
 
     def progress(self) -> dict[str, Any] | None:

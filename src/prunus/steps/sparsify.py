@@ -21,13 +21,14 @@ from prunus.checkpoint.shards import Shards
 from prunus.errors import UserError
 from prunus.machine_choice import DTYPES, choose_device, choose_dtype, parse_memory
 from prunus.models import StreamedModel
-from prunus.progress import progress
+from prunus.progress import console, progress
 from prunus.result import Run
 from prunus.settings import SparsifySettings
 from prunus.sparsity import METHODS
 from prunus.steps.allocate import SparsifyTo, sparsify_allocated
 from prunus.steps.calibration_text import calibration_batch
 from prunus.steps.estimate import Estimate, estimate_sparsify
+from prunus.steps.notices import notices
 from prunus.steps.plan import Plan, make_plan
 from prunus.steps.sparsify_edit import SparsifyEdit
 from prunus.text.batches import TokenBatch
@@ -38,23 +39,18 @@ def sparsify(
     out: str | Path,
     *,
     max_memory: str | int | None = None,
-    dry_run: bool = False,
     trust_remote_code: bool = False,
     **settings: Any,
-) -> Run | Estimate:
+) -> Run:
     """Write a sparse copy of `model` to `out`.
 
     `settings` are the fields of `SparsifySettings`: method, pattern, overrides, protect, calibration, samples, ... The
     same call again goes on where an interrupted one stopped, and returns at once when `out` is already its result.
-    `max_memory` ("4GiB") bounds what is cached between stages; it changes the time, never the result. With `dry_run`
-    an Estimate is returned and nothing is touched. Raises UserError for anything the user can mend.
+    `max_memory` ("4GiB") bounds what is cached between stages; it changes the time, never the result. Raises UserError
+    for anything the user can mend.
     """
-    checked = SparsifySettings.check(**settings)
-    checkpoint = open_checkpoint(model, trust_remote_code=trust_remote_code)
-    budget = parse_memory(max_memory)
-    job = SparsifyJob(checked, checkpoint, budget)
-    if dry_run:
-        return estimate_sparsify(job.model, job.plan, job.method, checked, budget)
+    job = _job(model, max_memory, trust_remote_code, settings)
+    checked, checkpoint, budget = job.settings, job.model.checkpoint, job.budget
     output = OutputDirectory(Path(out), checkpoint, checked.model_dump(mode="json"))
     if output.is_done:
         return Run.open(output.out, reused=True)
@@ -65,6 +61,22 @@ def sparsify(
             sparsify_allocated(job.model, output.out, checked, output.fingerprint, _another(checkpoint, budget), budget)
             shutil.rmtree(output.partial)
     return Run.open(output.out)
+
+
+def estimate(
+    model: str | Path, *, max_memory: str | int | None = None, trust_remote_code: bool = False, **settings: Any
+) -> Estimate:
+    """What `sparsify` with these arguments would cut, and the memory and time it would take; touches nothing."""
+    job = _job(model, max_memory, trust_remote_code, settings)
+    return estimate_sparsify(job.model, job.plan, job.method, job.settings, job.budget)
+
+
+def _job(
+    model: str | Path, max_memory: str | int | None, trust_remote_code: bool, settings: dict[str, Any]
+) -> "SparsifyJob":
+    checked = SparsifySettings.check(**settings)
+    checkpoint = open_checkpoint(model, trust_remote_code=trust_remote_code)
+    return SparsifyJob(checked, checkpoint, parse_memory(max_memory))
 
 
 def _another(checkpoint: Checkpoint, budget: int) -> SparsifyTo:
@@ -93,10 +105,13 @@ class SparsifyJob:
             self.model.spec, self.method, settings.pattern, settings.overrides, settings.protect
         )
         self.shards = Shards(self.model)
+        self.notices = notices(self.plan.patterns.values())
 
     def run(self, output: OutputDirectory) -> None:
         """Go through the blocks from where `output` stands, then give the directory its name."""
         self._started = time.monotonic()
+        for notice in self.notices:
+            console.print(f"note: {notice}", markup=False, highlight=False)
         saved = output.progress() or {"blocks_done": 0, "matrices": [], "seconds": 0.0, "peak_memory_bytes": 0}
         self.model.dtype = DTYPES[saved.get("dtype", str(self.model.dtype).removeprefix("torch."))]
         edit = SparsifyEdit(self.method, self.options, self.plan, saved["matrices"])
@@ -194,6 +209,7 @@ class SparsifyJob:
             "allocation": self.settings.allocation,
             "parameters": checkpoint.num_parameters,
             "sparsity": achieved(edit.matrices, checkpoint.num_parameters),
+            "notices": self.notices,
             "matrices": edit.matrices,
         }
         return {**record, "history": [*record["history"], step]}

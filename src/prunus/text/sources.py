@@ -65,6 +65,12 @@ def _weight(number: str, text: str) -> float:
     return weight
 
 
+def check_exists(source: TextSource) -> None:
+    """Raise UserError when a file is not there: for checks that come long before the text is read."""
+    if source.kind == "file" and not Path(source.spec).is_file():
+        raise UserError(f"{source.spec} is no text file: give {FORMS}.")
+
+
 def read_text(source: TextSource, tokenizer: Any, *, max_characters: int | None = None) -> str:
     """Return the joined text of a source; UserError when it is missing, empty, binary or not UTF-8.
 

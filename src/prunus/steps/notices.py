@@ -1,0 +1,28 @@
+"""What a user should hear before the work starts: which requests are known to end badly, and the way out."""
+
+from collections.abc import Iterable
+
+from prunus.sparsity import Pattern, Tile, Unstructured
+
+# Measured on a small model without training afterwards, see docs/log.md and docs/methods.md.
+LARGE_TILE = 16
+HIGH_SPARSITY = 0.6
+
+ZEROS_ALONE = "zeros alone bring no speed: transformers and most engines multiply them like any other number."
+
+
+def notices(patterns: Iterable[Pattern]) -> list[str]:
+    """Return sentences, each with the reason; the first is always said."""
+    distinct = sorted(set(patterns), key=str)
+    return [ZEROS_ALONE, *(sentence for pattern in distinct if (sentence := _notice(pattern)))]
+
+
+def _notice(pattern: Pattern) -> str | None:
+    if isinstance(pattern, Tile) and pattern.rows * pattern.cols >= LARGE_TILE and pattern.sparsity > 0:
+        return (
+            f"tiles ({pattern}) pruned in one shot leave a model that is not usable without training afterwards; "
+            "smaller or narrower tiles (4x1) lose less, 2:4 or unstructured zeros far less."
+        )
+    if isinstance(pattern, Unstructured) and pattern.sparsity > HIGH_SPARSITY:
+        return f"{pattern} is more than small models bear in one shot; expect to train afterwards."
+    return None

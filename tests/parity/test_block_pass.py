@@ -1,0 +1,133 @@
+"""The block pass against the slow literal procedure: before each stage, run the whole model again and look."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
+
+from families import TINY, save_tiny
+from prunus.calibration import BlockPass, HiddenStates, embed_all, hidden_shape
+from prunus.models import StreamedModel, open_model
+from prunus.sparsity import METHODS, Statistics, Unstructured, prune
+from prunus.steps.plan import Plan
+from prunus.steps.sparsify_edit import SparsifyEdit
+
+TOKENS = torch.randint(3, 128, (3, 20), generator=torch.Generator().manual_seed(1))
+REAL = torch.ones(3, 20, dtype=torch.bool)
+REAL[1, 12:] = False
+REAL[2, 5:] = False
+PATTERN = Unstructured(0.5, "row")
+FAMILIES = ["llama", "phi3", "gpt2", "gpt_neox", "opt", "gemma2"]  # one of every shape of block without experts
+
+
+def run_pass(directory, propagate, num_cached, real=REAL):
+    model = open_model(directory)
+    method = METHODS["wanda"]
+    plan = Plan({block.full_name(linear): PATTERN for block, linear in model.spec.matrices})
+    edit = SparsifyEdit(method, method.options(), plan)
+    shape = hidden_shape(model, TOKENS)
+    hidden = [HiddenStates(shape, model.dtype), HiddenStates(shape, model.dtype)]
+    embed_all(model, TOKENS, hidden[0])
+    block_pass = BlockPass(model=model, real_NT=real, edit=edit, propagate=propagate, num_cached=num_cached)
+    states = {}
+    for index in range(len(model.spec.blocks)):
+        states |= block_pass.run_block(index, hidden[index % 2], hidden[(index + 1) % 2])
+    return states, hidden[len(model.spec.blocks) % 2].states_NTH, edit.matrices
+
+
+def literal(directory, propagate):
+    """Prune stage after stage; the inputs of each come from forward passes of the whole model with plain hooks."""
+    spec = open_model(directory).spec
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    observed = copy.deepcopy(model) if propagate == "dense" else model
+    for block in spec.blocks:
+        for stage in block.stages:
+            inputs = inputs_of(observed, f"{block.name}.{stage.module}")
+            statistics = Statistics(num_tokens=len(inputs), input_sq_norm_I=inputs.square().mean(0))
+            for linear in stage.groups[0].linears:
+                weight_OI = linear.view(model.get_parameter(f"{block.name}.{linear.parameter}").data)
+                weight_OI.copy_(prune(METHODS["wanda"], weight_OI, statistics, PATTERN).weight_OI)
+    return model
+
+
+def inputs_of(model, name):
+    seen = []
+    module = model.get_submodule(name)
+    assert isinstance(module, nn.Linear | Conv1D)
+    handle = module.register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
+    with torch.no_grad():
+        for n in range(len(TOKENS)):
+            model(TOKENS[n : n + 1])
+    handle.remove()
+    flat = [x.reshape(-1, x.shape[-1]) for x in seen]  # some families drop the batch axis inside a block
+    return torch.cat([x_TI[real] for x_TI, real in zip(flat, REAL, strict=True)])
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def directory(request, tmp_path_factory):
+    return save_tiny(TINY[request.param], tmp_path_factory.mktemp(request.param) / "model")
+
+
+@pytest.mark.parametrize("propagate", ["sparse", "dense"])
+def test_equals_the_literal_procedure(directory, propagate):
+    states, _, matrices = run_pass(directory, propagate, num_cached=2)
+    expected = literal(directory, propagate).state_dict()
+    for name, tensor in states.items():
+        torch.testing.assert_close(tensor, expected[name], msg=name)
+    assert {row["tokens"] for row in matrices} == {int(REAL.sum())}
+
+
+def test_hidden_states_are_those_of_the_pruned_model(directory):
+    _, hidden_NTH, _ = run_pass(directory, "sparse", num_cached=3)
+    seen = []
+    model = literal(directory, "sparse")
+    last = model.get_submodule(open_model(directory).spec.blocks[-1].name)
+    last.register_forward_hook(lambda _m, _a, output: seen.append(output[0] if isinstance(output, tuple) else output))
+    with torch.no_grad():
+        for n in range(len(TOKENS)):
+            model(TOKENS[n : n + 1])
+    torch.testing.assert_close(hidden_NTH, torch.cat(seen), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("num_cached", [0, 1, 3])
+def test_sequences_run_again_give_the_same_bits(directory, num_cached):
+    states, hidden_NTH, _ = run_pass(directory, "sparse", num_cached)
+    expected, expected_NTH, _ = run_pass(directory, "sparse", 2)
+    assert all(torch.equal(states[name], expected[name]) for name in expected)
+    assert torch.equal(hidden_NTH, expected_NTH)
+
+
+def test_padding_does_not_enter_statistics(directory, monkeypatch):
+    """Other tokens in the padding, the same result."""
+    states, _, _ = run_pass(directory, "sparse", 2)
+    monkeypatch.setitem(globals(), "TOKENS", torch.where(REAL, TOKENS, 7))
+    changed, _, _ = run_pass(directory, "sparse", 2)
+    assert all(torch.equal(states[name], changed[name]) for name in states)
+
+
+def test_padding_does_not_reach_experts(tmp_path, monkeypatch):
+    directory = save_tiny(TINY["mixtral"], tmp_path / "model")
+    states, _, matrices = run_pass(directory, "sparse", 2)
+    monkeypatch.setitem(globals(), "TOKENS", torch.where(REAL, TOKENS, 7))
+    changed, _, _ = run_pass(directory, "sparse", 2)
+    assert all(torch.equal(states[name], changed[name]) for name in states)
+    experts = [row for row in matrices if row["block"] == 0 and row["projection"] == "mlp.experts.gate_up_proj"]
+    assert sum(row["tokens"] for row in experts) == 2 * int(REAL.sum())  # each token wakes two
+
+
+def test_memory_holds_one_block_at_a_time(directory, monkeypatch):
+    """Whenever a block is loaded, no other one is."""
+    loaded = []
+    original = StreamedModel.load_block
+
+    def load_and_count(self, index):
+        state = original(self, index)
+        loaded.append([i for i, block in enumerate(self.blocks) if not any(p.is_meta for p in block.parameters())])
+        return state
+
+    monkeypatch.setattr(StreamedModel, "load_block", load_and_count)
+    run_pass(directory, "sparse", 2)
+    assert loaded == [[0], [1], [2]]

@@ -22,8 +22,9 @@ lint: $(INSTALLED)
 type: $(INSTALLED)
 	$(BIN)/mypy
 
-bench: $(INSTALLED)  ## against the best peer, in an environment of its own; an hour on two cores
-	$(BIN)/python benchmarks/peers.py
+bench: $(INSTALLED)  ## against the best peer, an hour on two cores: make bench CALIBRATION=train.txt TEST=test.txt
+	$(BIN)/python benchmarks/forward.py --calibration "$(CALIBRATION)"
+	$(BIN)/python benchmarks/peers.py --calibration "$(CALIBRATION)" --test "$(TEST)"
 
 docs: $(INSTALLED)  ## the pages that are made from the tables in the code
 	$(BIN)/python docs/tables.py

@@ -38,6 +38,7 @@ def sparsify(
     override: Annotated[list[str] | None, typer.Option(help="GLOB=PATTERN or GLOB=dense; repeatable.")] = None,
     protect: Annotated[list[str] | None, typer.Option(help="GLOB of matrices left dense; repeatable.")] = None,
     option: Annotated[list[str] | None, typer.Option(help="KEY=VALUE setting of the method; repeatable.")] = None,
+    head: Annotated[bool, typer.Option("--head", help="Prune the output head too (not when tied).")] = False,
     polish: Annotated[bool, typer.Option(help="ADMM: refit the kept weights by conjugate gradients.")] = True,
     allocation: Annotated[
         str, typer.Option(help="uniform, model (one threshold), owl, dlp or sensitivity.")
@@ -74,6 +75,7 @@ def sparsify(
         "overrides": pairs(override, "--override"),
         "protect": tuple(protect or ()),
         "options": method_options(pairs(option, "--option"), polish),
+        "head": head,
         "allocation": allocation,
         "calibration": tuple(calibration or ("self",)),
         "samples": samples,

@@ -67,7 +67,7 @@ def check_recipe(recipe: Recipe, out: Path, trust_remote_code: bool) -> None:
         if isinstance(step.settings, SparsifySettings):
             s = step.settings
             make_options(METHODS[s.method].options, s.options)
-            make_plan(spec, METHODS[s.method], s.pattern, s.overrides, s.protect)
+            make_plan(spec, METHODS[s.method], s.pattern, s.overrides, s.protect, s.head)
         for text in getattr(step.settings, "calibration", ()) + getattr(step.settings, "text", ()):
             check_exists(parse_source(text))
 

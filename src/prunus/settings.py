@@ -45,6 +45,7 @@ class SparsifySettings(Settings):
     overrides: dict[str, str] = {}
     protect: tuple[str, ...] = ()
     options: dict[str, Any] = {}
+    head: bool = False  # prune the output head too, where it is not tied to the embedding
     allocation: Literal["uniform", "model", "owl", "dlp", "sensitivity"] = "uniform"
     calibration: tuple[str, ...] = ("self",)
     samples: int = Field(128, ge=1)

@@ -63,7 +63,7 @@ class BlockSpec:
         return tuple(linear for stage in self.stages for group in stage.groups for linear in group.linears)
 
     def full_name(self, linear: LinearSpec) -> str:
-        return f"{self.name}.{linear.name}"
+        return f"{self.name}.{linear.name}" if self.name else linear.name
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,6 +72,7 @@ class ModelSpec:
 
     family: str  # config.model_type
     blocks: tuple[BlockSpec, ...]
+    head: BlockSpec | None  # the output head as a block of one matrix; None when it is tied to the embedding
 
     @property
     def matrices(self) -> list[tuple[BlockSpec, LinearSpec]]:

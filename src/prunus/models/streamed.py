@@ -21,6 +21,11 @@ from prunus.models.tensor_names import TensorNames
 from prunus.models.trace import find_blocks, trace_model
 
 
+class _HeadReached(Exception):  # noqa: N818 it is no error: it ends a forward pass whose rest nobody needs
+    def __init__(self, x_TH: Tensor) -> None:
+        self.x_TH = x_TH
+
+
 class StreamedModel:
     """The model of one checkpoint. `dtype` is that of the forward pass; `device` is where it runs."""
 
@@ -124,6 +129,21 @@ class StreamedModel:
             output = self._model(input_ids=tokens_1T.to(self.device), use_cache=False)
         logits: Tensor = output.logits.float()
         return logits
+
+    def head_inputs(self, tokens_1T: Tensor, hidden_1TH: Tensor) -> Tensor:
+        """Return what the output head reads (T, H): the last block's output after the final norm."""
+
+        def stop(_module: nn.Module, args: tuple[Any, ...]) -> None:
+            raise _HeadReached(args[0].flatten(0, -2))
+
+        handle = self._model.get_output_embeddings().register_forward_pre_hook(stop)
+        try:
+            self.logits(tokens_1T, hidden_1TH)
+        except _HeadReached as reached:
+            return reached.x_TH
+        finally:
+            handle.remove()
+        raise AssertionError("the model did not use its output head")
 
     def _as_output(self, index: int, hidden: Tensor) -> Any:
         return (hidden,) if self.spec.blocks[index].returns_tuple else hidden

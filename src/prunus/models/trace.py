@@ -43,7 +43,7 @@ def trace_model(model: Any) -> ModelSpec:
     list_name, blocks = find_blocks(model)
     seen = _watch_forward(model, list_name, blocks, family)
     specs = [_block_spec(f"{list_name}.{i}", block, seen[i], family) for i, block in enumerate(blocks)]
-    return ModelSpec(family=family, blocks=tuple(specs))
+    return ModelSpec(family=family, blocks=tuple(specs), head=_head_spec(model))
 
 
 def find_blocks(model: Any) -> tuple[str, nn.ModuleList]:
@@ -149,6 +149,16 @@ def _block_spec(name: str, block: Any, seen: _Seen, family: str) -> BlockSpec:
     spec = BlockSpec(name=name, stages=tuple(stages), returns_tuple=seen.returns_tuple)
     _check_coverage(spec, block, num_experts, family)
     return spec
+
+
+def _head_spec(model: Any) -> BlockSpec | None:
+    """The output head, where it is a linear layer with weights of its own."""
+    head = model.get_output_embeddings()
+    name = next((name for name, module in model.named_modules() if module is head), "")
+    if not isinstance(head, nn.Linear) or f"{name}.weight" in model.all_tied_weights_keys:
+        return None
+    stage = Stage(module=name, weight=None, groups=(Group((_plain_linear(name, model),)),))
+    return BlockSpec(name="", stages=(stage,), returns_tuple=False)
 
 
 def _plain_linear(name: str, block: Any) -> LinearSpec:

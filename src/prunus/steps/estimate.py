@@ -11,7 +11,7 @@ from prunus.errors import UserError
 from prunus.models import StreamedModel
 from prunus.settings import SparsifySettings
 from prunus.sparsity import Method
-from prunus.steps.plan import Plan
+from prunus.steps.plan import Plan, candidates
 
 GRAM_COPIES = 4  # a solver keeps the Gram, its factor or inverse, and working copies
 SOLVER_COPIES = 6  # fp32: the weight, targets, duals and masks of a solver
@@ -53,7 +53,11 @@ def estimate_sparsify(
             f"max memory of {budget / 2**30:.2f} GiB is too small: one block, its statistics and one sequence of "
             f"{settings.length} tokens take about {(fixed + each) / 2**30:.2f} GiB."
         )
-    weights = [linear.shape[0] * linear.shape[1] for b, linear in model.spec.matrices if plan.pattern_of(b, linear)]
+    weights = [
+        linear.shape[0] * linear.shape[1]
+        for b, linear in candidates(model.spec, head=True)
+        if plan.pattern_of(b, linear)
+    ]
     return Estimate(
         matrices=len(weights),
         weights=sum(weights),
@@ -128,7 +132,7 @@ def _flops_per_second(model: StreamedModel) -> float:
 
 def _by_projection(model: StreamedModel, plan: Plan) -> list[dict[str, Any]]:
     table: dict[tuple[str, str], dict[str, Any]] = {}
-    for block, linear in model.spec.matrices:
+    for block, linear in candidates(model.spec, head=True):
         pattern = plan.pattern_of(block, linear)
         key = (linear.projection, str(pattern) if pattern else "dense")
         row = table.setdefault(

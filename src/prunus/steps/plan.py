@@ -22,22 +22,39 @@ class Plan:
 
     def num_pruned(self, spec: ModelSpec) -> int:
         """Zeros that were asked for, over all matrices."""
-        shapes = {block.full_name(linear): linear.shape for block, linear in spec.matrices}
+        shapes = {block.full_name(linear): linear.shape for block, linear in candidates(spec, head=True)}
         return sum(pattern.num_pruned(shapes[name]) for name, pattern in self.patterns.items())
 
 
+def candidates(spec: ModelSpec, head: bool) -> list[tuple[BlockSpec, LinearSpec]]:
+    """Every matrix that can be pruned, with or without the output head."""
+    if not head or spec.head is None:
+        return spec.matrices
+    return [*spec.matrices, *((spec.head, linear) for linear in spec.head.linears)]
+
+
 def make_plan(
-    spec: ModelSpec, method: Method, pattern: str, overrides: Mapping[str, str], protect: Sequence[str]
+    spec: ModelSpec,
+    method: Method,
+    pattern: str,
+    overrides: Mapping[str, str],
+    protect: Sequence[str],
+    head: bool = False,
 ) -> Plan:
     """Decide the pattern of every matrix: `overrides` maps a glob over full names to a pattern or "dense".
 
     Later overrides win over earlier ones, `protect` wins over all. Raises UserError for a glob that matches nothing
     and for a pattern that does not fit a matrix.
     """
-    wishes = {block.full_name(linear): pattern for block, linear in spec.matrices}
+    if head and spec.head is None:
+        raise UserError(
+            "the output head is tied to the embedding, so it cannot be pruned on its own; leave --head out."
+        )
+    matrices = candidates(spec, head)
+    wishes = {block.full_name(linear): pattern for block, linear in matrices}
     for glob, wish in [*overrides.items(), *((glob, DENSE) for glob in protect)]:
         wishes |= dict.fromkeys(_matching(glob, wishes), wish)
-    shapes = {block.full_name(linear): linear.shape for block, linear in spec.matrices}
+    shapes = {block.full_name(linear): linear.shape for block, linear in matrices}
     parsed = {wish: method.resolve(parse_pattern(wish)) for wish in set(wishes.values()) if wish != DENSE}
     patterns = {name: parsed[wish] for name, wish in wishes.items() if wish != DENSE}
     for name, wanted in patterns.items():

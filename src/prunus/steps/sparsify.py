@@ -14,7 +14,7 @@ from torch import Tensor
 
 from prunus import __version__
 from prunus.benchmark.machine import machine, peak_resident_bytes
-from prunus.calibration import BlockPass, HiddenStates, embed_all, hidden_shape
+from prunus.calibration import BlockPass, HiddenStates, Recorder, embed_all, hidden_shape
 from prunus.checkpoint import Checkpoint, OutputDirectory, open_checkpoint, read_record
 from prunus.checkpoint.record import new_record
 from prunus.checkpoint.shards import Shards
@@ -102,7 +102,7 @@ class SparsifyJob:
         width = int(checkpoint.config.get_text_config(decoder=True).hidden_size)
         self.model = StreamedModel(checkpoint, dtype=choose_dtype(settings.dtype, device, width), device=device)
         self.plan: Plan = make_plan(
-            self.model.spec, self.method, settings.pattern, settings.overrides, settings.protect
+            self.model.spec, self.method, settings.pattern, settings.overrides, settings.protect, settings.head
         )
         self.shards = Shards(self.model)
         self.notices = notices(self.plan.patterns.values())
@@ -111,7 +111,7 @@ class SparsifyJob:
         """Go through the blocks from where `output` stands, then give the directory its name."""
         self._started = time.monotonic()
         for notice in self.notices:
-            console.print(f"note: {notice}", markup=False, highlight=False)
+            console.print(f"note: {notice}", markup=False, highlight=False, soft_wrap=True)
         saved = output.progress() or {"blocks_done": 0, "matrices": [], "seconds": 0.0, "peak_memory_bytes": 0}
         self.model.dtype = DTYPES[saved.get("dtype", str(self.model.dtype).removeprefix("torch."))]
         edit = SparsifyEdit(self.method, self.options, self.plan, saved["matrices"])
@@ -149,6 +149,25 @@ class SparsifyJob:
                 self._save_block(output, index, state)
                 saved |= self._progress(index + 1, edit, hidden[(index + 1) % 2], saved)
                 output.save_progress(saved)
+        if self.settings.head:
+            self._prune_head(output, edit, batch, hidden[num_blocks % 2])
+
+    def _prune_head(self, output: OutputDirectory, edit: SparsifyEdit, batch: TokenBatch, hidden: HiddenStates) -> None:
+        """The head reads what the last pruned block leads to, like any other matrix."""
+        head = self.model.spec.head
+        assert head is not None
+        recorder = Recorder(edit.needs)
+        for n, (tokens_T, real_T) in enumerate(zip(batch.tokens_NT, batch.real_NT, strict=True)):
+            recorder.add(self.model.head_inputs(tokens_T[None], hidden[n])[real_T.to(self.model.device)])
+        (linear,) = head.linears
+        stored = self.model.names.load([linear.parameter], self.model.checkpoint.read)
+        weight_OI = stored[linear.parameter]
+        group = head.stages[0].groups[0]
+        (new_OI,) = edit(head, group, [weight_OI.to(self.model.device)], recorder.statistics())
+        changed = self.model.names.store({linear.parameter: weight_OI.copy_(new_OI)})
+        for name, keys in self.shards.outer.items():
+            if set(changed) & set(keys):
+                output.write_shard(name, {k: changed.get(k, self.model.checkpoint.read(k)) for k in keys})
 
     def _hidden_states(
         self, output: OutputDirectory, batch: TokenBatch, saved: dict[str, Any]

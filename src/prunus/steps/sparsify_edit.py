@@ -59,7 +59,7 @@ def _row(
     size = weight_OI.numel()
     return {
         "name": block.full_name(linear),
-        "block": int(block.name.rpartition(".")[2]),
+        "block": int(block.name.rpartition(".")[2]) if block.name else None,
         "projection": linear.projection,
         "shape": list(linear.shape),
         "pattern": str(pattern),

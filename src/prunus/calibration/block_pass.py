@@ -69,6 +69,8 @@ class BlockPass:
             with stops_at_stages(self.model.blocks[index], self.model.spec.blocks[index]):
                 edit_block(index, self.edit, state, hidden_in, hidden_out)
         self.model.free_block(index)
+        hidden_in.release()
+        hidden_out.release()
         release_freed_memory()
         return state
 
@@ -88,6 +90,7 @@ class BlockPass:
                     self._record(recorders, sleeping[n].advance(), n)
                 else:
                     self._record(recorders, *self._replay(index, hidden_in[n], number, n))
+            hidden_in.release()
             self._solve(index, stage, edit, recorders, state)
         for n in range(len(self.real_NT)):
             hidden_out[n] = (

@@ -3,6 +3,7 @@
 Shapes: N = sequences, T = tokens, H = hidden.
 """
 
+import mmap
 import os
 import zlib
 from pathlib import Path
@@ -22,15 +23,16 @@ class HiddenStates:
     """
 
     def __init__(self, shape: tuple[int, int, int], dtype: torch.dtype, path: Path | None = None) -> None:
-        self.path = path
+        self._map: mmap.mmap | None = None
         if path is None:
             self.states_NTH = torch.empty(shape, dtype=dtype)
             return
         num_elements = shape[0] * shape[1] * shape[2]
         with path.open("ab") as file:  # reserve the space now: a full disk is an error here, not a crash later
             os.posix_fallocate(file.fileno(), 0, max(num_elements * dtype.itemsize, 1))
-        flat = torch.from_file(str(path), shared=True, size=num_elements, dtype=dtype)
-        self.states_NTH = flat.view(shape)
+        with path.open("r+b") as file:
+            self._map = mmap.mmap(file.fileno(), num_elements * dtype.itemsize)
+        self.states_NTH = torch.frombuffer(self._map, dtype=dtype).view(shape)
 
     def __getitem__(self, index: int) -> Tensor:
         """Return sequence `index` as (1, T, H), a view."""
@@ -38,6 +40,11 @@ class HiddenStates:
 
     def __setitem__(self, index: int, hidden_1TH: Tensor) -> None:
         self.states_NTH[index].copy_(hidden_1TH[0])
+
+    def release(self) -> None:
+        """Let go of the mapped pages, which count as this process's memory; their content stays with the file."""
+        if self._map is not None:
+            self._map.madvise(mmap.MADV_DONTNEED)
 
     def checksum(self) -> int:
         """CRC-32 of the content: tells whether a file still holds what was written before an interruption."""

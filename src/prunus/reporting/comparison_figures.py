@@ -42,17 +42,28 @@ def _curve(text: str, unit: str, values: Sequence[tuple[Run, Any]]) -> list[Figu
     for run, value in values:
         if plottable(run.sparsity) and plottable(value):
             assert run.sparsity is not None
-            method = str(run.setting("method") or "method not recorded")
-            methods.setdefault(method, []).append((run.sparsity, value, run.name))
+            methods.setdefault(_line_name(run), []).append((run.sparsity, value, run.name))
     if not methods:
         return []
     traces = [_line(method, sorted(p), COLOURS[i % len(COLOURS)]) for i, (method, p) in enumerate(methods.items())]
     title = f"{unit[0].upper()}{unit[1:]} against sparsity"
     said = "; ".join(f"{name} at {s:.3f}: {v:.4g}" for points in methods.values() for s, v, name in sorted(points))
-    layout = {"xaxis": {"title": {"text": "sparsity of the pruned matrices"}}, "yaxis": {"title": {"text": unit}}}
+    layout = {
+        "xaxis": {"title": {"text": "sparsity of the pruned matrices"}, "range": [0, 1]},
+        "yaxis": {"title": {"text": unit}},
+    }
     if unit == "perplexity":
         layout["yaxis"] |= _logarithmic([value for points in methods.values() for _, value, _ in points])
     return [Figure(title, f"{title}: {said}.", traces, layout, f"{text}. Each point is one run.", height=360)]
+
+
+def _line_name(run: Run) -> str:
+    """One line for each method and kind of pattern: unstructured zeros, each N:M, each size of tile."""
+    method = str(run.setting("method") or "method not recorded")
+    pattern = str(run.setting("pattern") or "")
+    if "x" in pattern:
+        return f"{method}, tiles {pattern.partition(':')[0]}"
+    return f"{method}, {pattern}" if ":" in pattern else method
 
 
 def _logarithmic(values: Sequence[float]) -> dict[str, Any]:

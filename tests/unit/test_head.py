@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from families import TINY, save_tiny
 from transformers import AutoModelForCausalLM
 
 import prunus
+from families import TINY, save_tiny
 from prunus.calibration import HiddenStates, Recorder, embed_all, hidden_shape
 from prunus.errors import UserError
 from prunus.models import open_model

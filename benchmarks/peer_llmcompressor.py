@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 MODIFIERS = {"wanda": WandaPruningModifier, "sparsegpt": SparseGPTModifier}
+PROJECTIONS = "re:.*layers.*_proj$"  # with targets=["Linear"], ignore=["lm_head"] does not keep it off a tied head
 STRUCTURES = {"0.5": "0:0", "2:4": "2:4"}
 
 
@@ -21,7 +22,7 @@ def main(model_path: str, tokens_path: str, method: str, pattern: str, out: str)
     rows = {"input_ids": tokens_NT.tolist(), "attention_mask": torch.ones_like(tokens_NT).tolist()}
     model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(model_path)
-    recipe = MODIFIERS[method](sparsity=0.5, mask_structure=STRUCTURES[pattern], targets=["Linear"], ignore=["lm_head"])
+    recipe = MODIFIERS[method](sparsity=0.5, mask_structure=STRUCTURES[pattern], targets=[PROJECTIONS])
     oneshot(
         model=model,
         tokenizer=tokenizer,

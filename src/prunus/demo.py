@@ -21,7 +21,7 @@ from prunus.steps.report import report
 from prunus.steps.sparsify import sparsify
 
 PROMPTS = ("The capital of France is", "To bake bread you need", "Python is a programming language that")
-CALIBRATION: dict[str, Any] = {"calibration": ("self",), "samples": 32, "length": 512}
+CALIBRATION: dict[str, Any] = {"calibration": ("self",), "samples": 64, "length": 256}
 WINDOW: dict[str, Any] = {"text": ("builtin",), "length": 512, "windows": 32}
 BENCH: dict[str, Any] = {"prompt_tokens": 256, "new_tokens": 32, "repetitions": 5}
 
@@ -46,7 +46,7 @@ def _figures(made: Run, results: list[dict[str, Any]], speed: dict[str, Any]) ->
     return {
         "method": step["settings"]["method"],
         "pattern": step["settings"]["pattern"],
-        "calibration": "the model's own samples, 32 x 512 tokens",
+        "calibration": "the model's own samples, 64 x 256 tokens",
         "sparsify_seconds": step["seconds"],
         "peak_memory_bytes": step["peak_memory_bytes"],
         "sparsity": step["sparsity"],

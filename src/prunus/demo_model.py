@@ -12,14 +12,12 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from prunus.cache import cache_dir
 from prunus.errors import UserError
-from prunus.progress import progress
+from prunus.progress import progress, quiet_libraries
 
 NAME = "SmolLM2-135M-Instruct"
 REPOSITORY = f"HuggingFaceTB/{NAME}"
@@ -56,7 +54,7 @@ def _from_hub() -> tuple[Path, dict[str, str]]:
     from huggingface_hub import HfApi, snapshot_download
 
     folder = cache_dir() / f"{NAME}.hub"
-    with _quiet_libraries():
+    with quiet_libraries():
         revision = HfApi().model_info(REPOSITORY, timeout=HUB_TIMEOUT).sha
         snapshot_download(REPOSITORY, revision=revision, allow_patterns=HUB_FILES, local_dir=folder)
     shutil.rmtree(folder / ".cache", ignore_errors=True)  # the client's notes on partial downloads
@@ -103,7 +101,7 @@ def _convert_gguf(gguf: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    with _quiet_libraries():
+    with quiet_libraries():
         model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         # The weights are plain now, but the loader still marks them as quantized, and then will not save them.
@@ -113,18 +111,3 @@ def _convert_gguf(gguf: Path, folder: Path) -> None:
                 delattr(owner, mark)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-
-
-@contextmanager
-def _quiet_libraries() -> Iterator[None]:
-    """Silence the progress bars of transformers and the hub: this module shows its own."""
-    from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
-    from transformers.utils import logging
-
-    disable_progress_bars()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        enable_progress_bars()
-        logging.enable_progress_bar()

@@ -31,3 +31,18 @@ def progress(description: str, total: int, done: int = 0) -> Iterator[Callable[[
             bar.advance(task, steps)
 
         yield advance
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Within the context, transformers and the hub show no bars of their own."""
+    from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
+    from transformers.utils import logging
+
+    disable_progress_bars()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
+        logging.enable_progress_bar()

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from prunus.progress import quiet_libraries
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
@@ -36,13 +38,14 @@ class Times:
 
 def load(directory: Path, work: Work) -> Any:
     """The model as a user of transformers gets it; never from the network, never pickle."""
-    model = AutoModelForCausalLM.from_pretrained(
-        directory,
-        dtype=work.dtype,
-        local_files_only=True,
-        use_safetensors=True,
-        trust_remote_code=work.trust_remote_code,
-    )
+    with quiet_libraries():
+        model = AutoModelForCausalLM.from_pretrained(
+            directory,
+            dtype=work.dtype,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=work.trust_remote_code,
+        )
     return model.to(work.device).eval()
 
 

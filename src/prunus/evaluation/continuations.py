@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from prunus.progress import progress
+from prunus.progress import progress, quiet_libraries
 
 PROMPTS = (
     "The capital of France is",
@@ -53,7 +53,8 @@ def continue_greedily(
 ) -> list[str]:
     """Return the new text that one model writes after each prompt, at most `new_tokens` tokens."""
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, trust_remote_code=trust_remote_code)
+    with quiet_libraries():
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, trust_remote_code=trust_remote_code)
     model = model.to(device).eval()
     texts = []
     with progress(f"Continuations of {path.name}", total=len(prompts)) as advance:

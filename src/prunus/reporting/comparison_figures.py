@@ -48,7 +48,7 @@ def _curve(text: str, unit: str, values: Sequence[tuple[Run, Any]]) -> list[Figu
     traces = [_line(method, sorted(p), COLOURS[i % len(COLOURS)]) for i, (method, p) in enumerate(methods.items())]
     title = f"{unit[0].upper()}{unit[1:]} against sparsity"
     said = "; ".join(f"{name} at {s:.3f}: {v:.4g}" for points in methods.values() for s, v, name in sorted(points))
-    layout = {
+    layout: dict[str, Any] = {
         "xaxis": {"title": {"text": "sparsity of the pruned matrices"}, "range": [0, 1]},
         "yaxis": {"title": {"text": unit}},
     }

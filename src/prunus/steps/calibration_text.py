@@ -6,6 +6,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from prunus.models import StreamedModel
+from prunus.progress import quiet_libraries
 from prunus.settings import SparsifySettings
 from prunus.text.batches import TokenBatch, calibration_tokens
 from prunus.text.self_generated import self_generator
@@ -30,9 +31,10 @@ def calibration_batch(model: StreamedModel, settings: SparsifySettings) -> Token
 
 def _whole_model(model: StreamedModel) -> Any:
     """Generating needs every block again for every token, so here the model is loaded whole."""
-    return AutoModelForCausalLM.from_pretrained(
-        model.checkpoint.path, dtype=torch.float32, trust_remote_code=model.checkpoint.trust_remote_code
-    ).to(model.device)
+    path, trust = model.checkpoint.path, model.checkpoint.trust_remote_code
+    with quiet_libraries():
+        whole = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, trust_remote_code=trust)
+    return whole.to(model.device)
 
 
 def max_length(model: StreamedModel) -> int | None:

@@ -179,6 +179,7 @@ def bench(
 def profile(
     model: Model,
     sensitivity: Annotated[bool, typer.Option("--sensitivity", help="Prune each block alone, measure KL.")] = False,
+    by: Annotated[str, typer.Option(help="Unit of --sensitivity: block or matrix.")] = "block",
     pattern: Annotated[str, typer.Option(help="Pattern for --sensitivity.")] = "0.5",
     text: Annotated[str, typer.Option(help="Text for --sensitivity.")] = "builtin",
     length: Annotated[int, typer.Option(help="Tokens per window for --sensitivity.")] = 256,
@@ -195,6 +196,7 @@ def profile(
     result = step(
         model,
         sensitivity=sensitivity,
+        by=by,
         pattern=pattern,
         text=text,
         length=length,

@@ -38,15 +38,16 @@ def choose_dtype(name: str, device: str, hidden_size: int) -> torch.dtype:
         return DTYPES[name]
     if name != "auto":
         raise UserError(f"dtype {name!r} is unknown; use auto, {' or '.join(DTYPES)}.")
-    seconds = {dtype: _product_seconds(dtype, device, hidden_size) for dtype in DTYPES.values()}
+    seconds = {dtype: product_seconds(dtype, device, hidden_size) for dtype in DTYPES.values()}
     return torch.bfloat16 if seconds[torch.float32] > 1.2 * seconds[torch.bfloat16] else torch.float32
 
 
-def _product_seconds(dtype: torch.dtype, device: str, width: int) -> float:
+def product_seconds(dtype: torch.dtype, device: str, width: int) -> float:
+    """Seconds of one (512, width) x (width, width) product, the best of five: the first ones pay for set-up."""
     x = torch.ones(512, width, dtype=dtype, device=device)
     weight = torch.ones(width, width, dtype=dtype, device=device)
     best = float("inf")
-    for _ in range(5):  # the best of five: the first ones pay for set-up
+    for _ in range(5):
         start = time.perf_counter()
         (x @ weight.T)[0, 0].item()  # item() waits for the device
         best = min(best, time.perf_counter() - start)

@@ -7,11 +7,12 @@ In a recipe, `against: dense` means the recipe's own model.
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from prunus.checkpoint import open_checkpoint
 from prunus.checkpoint.output import check_place
 from prunus.errors import UserError
-from prunus.models.skeleton import build_skeleton, restore_buffers
-from prunus.models.trace import trace_model
+from prunus.models import StreamedModel
 from prunus.recipe import MAKES_A_MODEL, Recipe, Step, load_recipe
 from prunus.result import Run
 from prunus.settings import BenchSettings, EvaluateSettings, ReportSettings, SparsifySettings
@@ -60,9 +61,7 @@ def check_recipe(recipe: Recipe, out: Path, trust_remote_code: bool) -> None:
         raise UserError(f"the recipe makes no model; add a step such as {' or '.join(sorted(MAKES_A_MODEL))}.")
     checkpoint = open_checkpoint(recipe.model, trust_remote_code=trust_remote_code)
     check_place(out.expanduser().absolute(), checkpoint.path)
-    model = build_skeleton(checkpoint.config, trust_remote_code=trust_remote_code)
-    restore_buffers(model)
-    spec = trace_model(model)
+    spec = StreamedModel(checkpoint, dtype=torch.float32).spec
     for step in recipe.steps:
         if isinstance(step.settings, SparsifySettings):
             s = step.settings

@@ -43,7 +43,7 @@ _TABLE = (
         updates=False,
         idea="Prune the weights nearest to zero.",
         cost="Seconds, no calibration.",
-        when="As the baseline every method has to beat; unusable on language models from about 40% on.",
+        when="As the baseline every method has to beat.",
         prune=prune_magnitude,
     ),
     Method(

@@ -24,5 +24,5 @@ def _notice(pattern: Pattern) -> str | None:
             "train afterwards, or take narrow tiles (4x1), which lose less, or 2:4, which loses far less."
         )
     if isinstance(pattern, Unstructured) and pattern.sparsity > HIGH_SPARSITY:
-        return f"the output error grows fast beyond {HIGH_SPARSITY}: at 0.7 it is three times that at 0.5 ({pattern} asked)."
+        return f"{pattern} is much in one shot: the output error at 0.7 is three times that at 0.5."
     return None

@@ -16,7 +16,7 @@ from torch import Tensor
 from prunus.calibration.hidden_states import HiddenStates
 from prunus.calibration.staged_run import StagedRun, StageInputs, stops_at_stages
 from prunus.calibration.statistics import Recorder
-from prunus.memory import release_freed_memory
+from prunus.memory import release_freed_memory, release_while_walking
 from prunus.models import StreamedModel
 from prunus.models.spec import BlockSpec, Group, Stage
 from prunus.sparsity.methods import Statistics
@@ -90,12 +90,14 @@ class BlockPass:
                     self._record(recorders, sleeping[n].advance(), n)
                 else:
                     self._record(recorders, *self._replay(index, hidden_in[n], number, n))
+                release_while_walking(n)
             hidden_in.release()
             self._solve(index, stage, edit, recorders, state)
         for n in range(len(self.real_NT)):
             hidden_out[n] = (
                 self._finish(sleeping[n]) if n < len(sleeping) else self.model.run_block(index, hidden_in[n])
             )
+            release_while_walking(n)
             self.advance(1)
 
     def _edit_after_running(

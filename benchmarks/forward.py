@@ -25,7 +25,7 @@ def bare_forward(model: StreamedModel, batch: TokenBatch) -> float:
     """Seconds to take the tokens through all blocks, each loaded once."""
     hidden = HiddenStates(hidden_shape(model, batch.tokens_NT), model.dtype)
     embed_all(model, batch.tokens_NT, hidden)
-    block_pass = BlockPass(model=model, real_NT=batch.real_NT, edit=None, num_cached=0)
+    block_pass = BlockPass(model=model, real_NT=batch.real_NT, edit=None)
     start = time.perf_counter()
     for index in range(len(model.spec.blocks)):
         block_pass.run_block(index, hidden, hidden)

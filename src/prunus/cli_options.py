@@ -9,9 +9,7 @@ from prunus.errors import UserError
 
 Model = Annotated[str, typer.Argument(help="A local model directory or a hub name such as org/model.")]
 Out = Annotated[Path, typer.Argument(help="The directory to write; it must not exist yet.")]
-Memory = Annotated[
-    str | None, typer.Option(help="Bound on cached activations, like 4GiB. Default: half of free memory.")
-]
+Memory = Annotated[str | None, typer.Option(help="Bound on memory, like 4GiB; what does not fit waits on disk.")]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run model code that comes with the checkpoint.")]
 Dtype = Annotated[str, typer.Option(help="Forward dtype: auto (measured), float32 or bfloat16.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]

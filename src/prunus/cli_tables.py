@@ -97,8 +97,8 @@ def show_estimate(estimate: Estimate) -> None:
     console.print(
         f"{estimate.zeros:,} of {estimate.weights:,} weights in {estimate.matrices} matrices would become zero "
         f"({estimate.parameters:,} parameters in all); about {estimate.memory_bytes / 2**30:.1f} GiB and "
-        f"{estimate.seconds / 60:.1f} minutes (within a factor of two), {estimate.sequences_cached} of "
-        f"{estimate.sequences} sequences cached between stages."
+        f"{estimate.seconds / 60:.1f} minutes (within a factor of two), {estimate.sequences_in_memory} of "
+        f"{estimate.sequences} sequences waiting in memory between stages, the others on disk."
     )
 
 

@@ -54,10 +54,15 @@ def product_seconds(dtype: torch.dtype, device: str, width: int) -> float:
     return best
 
 
-def parse_memory(text: str | int | None) -> int:
-    """Return bytes from "4GiB", "800MiB" or a number of bytes; None means half of what is free now."""
+def half_of_free_memory() -> int:
+    """In bytes: what may be used where the user sets no limit."""
+    return int(psutil.virtual_memory().available // 2)
+
+
+def parse_memory(text: str | int | None) -> int | None:
+    """Return bytes from "4GiB", "800MiB" or a number of bytes; None, no limit, stays None."""
     if text is None:
-        return int(psutil.virtual_memory().available // 2)
+        return None
     match = re.fullmatch(r"\s*([\d.]+)\s*([A-Za-z]*)\s*", str(text))
     unit = match[2].lower() if match else "?"
     unit = unit if unit in UNITS else f"{unit[:1]}ib"  # 4G, 4GB and 4GiB all mean binary units here

@@ -117,16 +117,16 @@ def interrupt_after_block(monkeypatch, number):
     monkeypatch.setattr(output_module.OutputDirectory, "save_progress", save_then_stop)
 
 
-def test_caching_fewer_sequences_changes_nothing(deep_model, text, tmp_path):
+def test_sequences_that_wait_on_disk_change_nothing(deep_model, text, tmp_path):
     sparsify_once(deep_model, tmp_path / "all", text)
     from prunus.steps import sparsify as step
 
-    class OneCached(step.SparsifyJob):
-        def _num_cached(self, batch):
+    class OneInMemory(step.SparsifyJob):
+        def _num_in_memory(self):
             return 1
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(step, "SparsifyJob", OneCached)
+        patch.setattr(step, "SparsifyJob", OneInMemory)
         sparsify_once(deep_model, tmp_path / "one", text)
     assert weights(tmp_path / "all") == weights(tmp_path / "one")
 

@@ -1,14 +1,15 @@
 """The one loop over decoder blocks: load a block, observe it, let an edit change it, run it, hand it on, free it.
 
 Everything that calibrates is an edit given to this loop; evaluating a model too large for memory is this loop with no
-edit. Memory is one block, the statistics of one stage, and as many sleeping sequences as the budget allows; the
-others are run again up to each stage, which gives the same numbers for more time.
+edit. Memory is one block, the statistics of one stage, and as many waiting sequences as the budget allows; the others
+wait on disk.
 
 Shapes: N = sequences, T = tokens, H = hidden, O = out_features, I = in_features.
 """
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, Protocol
 
 from torch import Tensor
@@ -53,7 +54,8 @@ class BlockPass:
     real_NT: Tensor
     edit: Edit | None  # None: only run the block
     propagate: Propagate = "sparse"
-    num_cached: int  # sequences that sleep in memory between stages; the others are run again
+    num_in_memory: int = 1  # sequences that wait for the next stage in memory, at least one; the others wait on disk
+    spill_folder: Path | None = None  # where on disk; None: the system's place for temporary files
     advance: Callable[[int], None] = field(default=_ignore)  # progress, one step per sequence and block
 
     def run_block(self, index: int, hidden_in: HiddenStates, hidden_out: HiddenStates) -> dict[str, Tensor]:
@@ -74,6 +76,18 @@ class BlockPass:
         release_freed_memory()
         return state
 
+    def edit_head(self, tokens_NT: Tensor, hidden: HiddenStates) -> dict[str, Tensor]:
+        """Edit the output head, which reads what the last edited block leads to; returns its tensors like a block's."""
+        head = self.model.spec.head
+        assert head is not None
+        assert self.edit is not None
+        recorder = Recorder(self.edit.needs)
+        for n in range(len(tokens_NT)):
+            self._record([recorder], [(self.model.head_inputs(tokens_NT[n : n + 1], hidden[n]), None)], n)
+        state = self.model.names.load([linear.parameter for linear in head.linears], self.model.checkpoint.read)
+        self._solve(head, head.stages[0], self.edit, [recorder], state)
+        return state
+
     def _only_run(self, index: int, hidden_in: HiddenStates, hidden_out: HiddenStates) -> None:
         for n in range(len(self.real_NT)):
             hidden_out[n] = self.model.run_block(index, hidden_in[n])
@@ -82,45 +96,36 @@ class BlockPass:
     def _edit_while_running(
         self, index: int, edit: Edit, state: dict[str, Tensor], hidden_in: HiddenStates, hidden_out: HiddenStates
     ) -> None:
-        sleeping = [StagedRun(self.model, index, hidden_in[n]) for n in range(min(self.num_cached, len(self.real_NT)))]
-        for number, stage in enumerate(self.model.spec.blocks[index].stages):
+        spec = self.model.spec.blocks[index]
+        runs = [StagedRun(self.model, index, hidden_in[n]) for n in range(len(self.real_NT))]
+        for stage in spec.stages:
             recorders = [Recorder(edit.needs) for _ in stage.groups]
-            for n in range(len(self.real_NT)):
-                if n < len(sleeping):
-                    self._record(recorders, sleeping[n].advance(), n)
-                else:
-                    self._record(recorders, *self._replay(index, hidden_in[n], number, n))
+            for n, run in enumerate(runs):
+                self._record(recorders, run.advance(), n)
+                if n >= self.num_in_memory:
+                    run.spill(keep=runs[0], folder=self.spill_folder)
                 release_while_walking(n)
             hidden_in.release()
-            self._solve(index, stage, edit, recorders, state)
-        for n in range(len(self.real_NT)):
-            hidden_out[n] = (
-                self._finish(sleeping[n]) if n < len(sleeping) else self.model.run_block(index, hidden_in[n])
-            )
+            self._solve(spec, stage, edit, recorders, state)
+            self._take_over(index, stage, state)
+        for n, run in enumerate(runs):
+            hidden_out[n] = self._finish(run)
             release_while_walking(n)
             self.advance(1)
 
     def _edit_after_running(
         self, index: int, edit: Edit, state: dict[str, Tensor], hidden_in: HiddenStates, hidden_out: HiddenStates
     ) -> None:
-        stages = self.model.spec.blocks[index].stages
-        recorders = [[Recorder(edit.needs) for _ in stage.groups] for stage in stages]
+        spec = self.model.spec.blocks[index]
+        recorders = [[Recorder(edit.needs) for _ in stage.groups] for stage in spec.stages]
         for n in range(len(self.real_NT)):
             run = StagedRun(self.model, index, hidden_in[n])
             for of_stage in recorders:
                 self._record(of_stage, run.advance(), n)
             hidden_out[n] = self._finish(run)
             self.advance(1)
-        for stage, of_stage in zip(stages, recorders, strict=True):
-            self._solve(index, stage, edit, of_stage, state)
-
-    def _replay(self, index: int, hidden_1TH: Tensor, number: int, n: int) -> tuple[StageInputs | None, int]:
-        run = StagedRun(self.model, index, hidden_1TH)
-        inputs = None
-        for _ in range(number + 1):
-            inputs = run.advance()
-        run.abandon()
-        return inputs, n
+        for stage, of_stage in zip(spec.stages, recorders, strict=True):
+            self._solve(spec, stage, edit, of_stage, state)
 
     def _finish(self, run: StagedRun) -> Tensor:
         rest = run.advance()
@@ -136,13 +141,20 @@ class BlockPass:
             real = real_T.to(x_TI.device) if token is None else real_T.to(x_TI.device)[token]
             recorder.add(x_TI if real.all() else x_TI[real])
 
-    def _solve(self, index: int, stage: Stage, edit: Edit, recorders: list[Recorder], state: dict[str, Tensor]) -> None:
-        spec, block = self.model.spec.blocks[index], self.model.blocks[index]
+    def _solve(
+        self, spec: BlockSpec, stage: Stage, edit: Edit, recorders: list[Recorder], state: dict[str, Tensor]
+    ) -> None:
+        """Edit the stage's matrices in `state`."""
         release_freed_memory()  # a solver's working set is the peak: what the forward pass left behind must go first
         for group, recorder in zip(stage.groups, recorders, strict=True):
-            stored = [linear.view(state[f"{spec.name}.{linear.parameter}"]) for linear in group.linears]
-            device = self.model.device
-            solved = edit(spec, group, [weight.to(device) for weight in stored], recorder.statistics())
-            for linear, weight_OI, new_OI in zip(group.linears, stored, solved, strict=True):
+            stored = [linear.view(state[spec.full_parameter(linear)]) for linear in group.linears]
+            weights = [weight_OI.to(self.model.device) for weight_OI in stored]
+            for weight_OI, new_OI in zip(stored, edit(spec, group, weights, recorder.statistics()), strict=True):
                 weight_OI.copy_(new_OI)
-                linear.view(block.get_parameter(linear.parameter).data).copy_(weight_OI)
+
+    def _take_over(self, index: int, stage: Stage, state: dict[str, Tensor]) -> None:
+        """Let the block that runs have the stage's new weights."""
+        spec, block = self.model.spec.blocks[index], self.model.blocks[index]
+        for linear in (linear for group in stage.groups for linear in group.linears):
+            running_OI = linear.view(block.get_parameter(linear.parameter).data)
+            running_OI.copy_(linear.view(state[spec.full_parameter(linear)]))

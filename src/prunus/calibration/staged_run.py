@@ -10,11 +10,13 @@ Shapes: T = tokens, H = hidden, I = in_features.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import greenlet
 from torch import Tensor, nn
 
+from prunus.calibration.spill import Spilled, held_storages
 from prunus.models import StreamedModel
 from prunus.models.spec import BlockSpec
 
@@ -27,19 +29,28 @@ class StagedRun:
 
     def __init__(self, model: StreamedModel, index: int, hidden_1TH: Tensor) -> None:
         self.output_1TH: Tensor | None = None
+        self._spilled: Spilled | None = None
         self._greenlet = greenlet.greenlet(lambda: model.run_block(index, hidden_1TH))
 
+    def spill(self, *, keep: "StagedRun", folder: Path | None) -> None:
+        """Wait on disk: give up the memory of all that the waiting forward pass holds.
+
+        What `keep`, another sequence at the same stage, holds as well is shared (weights, rotary tables, masks, caches
+        that the model's code made on its first call) and stays.
+        """
+        shared = held_storages(keep._greenlet.gr_frame)
+        own = held_storages(self._greenlet.gr_frame)
+        self._spilled = Spilled([own[address] for address in own if address not in shared], folder)
+
     def advance(self) -> StageInputs | None:
+        if self._spilled is not None:
+            self._spilled.restore()
+            self._spilled = None
         result = self._greenlet.switch()
         if self._greenlet.dead:
             self.output_1TH = result
             return None
         return list(result)
-
-    def abandon(self) -> None:
-        """Let go of everything the sleeping forward pass holds."""
-        if not self._greenlet.dead:
-            self._greenlet.throw()
 
 
 def _hand_over(inputs: StageInputs) -> None:

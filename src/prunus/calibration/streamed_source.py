@@ -37,7 +37,7 @@ class StreamedSource:
         num_blocks = len(self.model.spec.blocks)
         with progress(progress_text, num_blocks * len(tokens_NT)) as advance:
             real_NT = torch.ones_like(tokens_NT, dtype=torch.bool)
-            run = BlockPass(model=self.model, real_NT=real_NT, edit=None, num_cached=0, advance=advance)
+            run = BlockPass(model=self.model, real_NT=real_NT, edit=None, advance=advance)
             for index in range(num_blocks):
                 run.run_block(index, hidden, hidden)
         return hidden.states_NTH

@@ -65,6 +65,9 @@ class BlockSpec:
     def full_name(self, linear: LinearSpec) -> str:
         return f"{self.name}.{linear.name}" if self.name else linear.name
 
+    def full_parameter(self, linear: LinearSpec) -> str:
+        return f"{self.name}.{linear.parameter}" if self.name else linear.parameter
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelSpec:

@@ -41,6 +41,7 @@ class TensorNames:
         transforms = get_model_conversion_mapping(model)
         self._renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
         self._converters = [t for t in transforms if isinstance(t, WeightConverter)]
+        self._state: dict[str, Tensor] = model.state_dict()
         self._sources: dict[str, _Source] = {}
         self.unused: list[str] = []  # carried along unchanged: old rotary buffers, a stored copy of a tied head
         for key in sorted(tensors, key=dot_natural_key):
@@ -68,19 +69,15 @@ class TensorNames:
         return stored
 
     def _place(self, key: str) -> None:
-        state = self._state
-        name, pattern = rename_source_key(key, self._renamings, self._converters, self._model.base_model_prefix, state)
-        if name not in state:
+        prefix = self._model.base_model_prefix
+        name, pattern = rename_source_key(key, self._renamings, self._converters, prefix, self._state)
+        if name not in self._state:
             self.unused.append(key)
             return
         source = self._sources.setdefault(name, _Source())
         source.keys.append(key)
         if pattern is not None:
             source.converter = next(c for c in self._converters if pattern in c.source_patterns)
-
-    @property
-    def _state(self) -> dict[str, Tensor]:
-        return dict(self._model.state_dict())
 
     def _check(self, tensors: dict[str, TensorInfo]) -> None:
         tied = set(self._model.all_tied_weights_keys)

@@ -22,6 +22,7 @@ from prunus.checkpoint.output import sync_directory
 from prunus.checkpoint.record import RECORD_NAME, read_record, write_json
 from prunus.errors import UserError
 from prunus.evaluation.evaluate import mean_kl
+from prunus.machine_choice import half_of_free_memory
 from prunus.models import StreamedModel, open_model
 from prunus.models.spec import BlockSpec, Group, LinearSpec
 from prunus.progress import progress
@@ -47,7 +48,12 @@ SparsifyTo = Callable[[Path, SparsifySettings], object]
 
 
 def sparsify_allocated(
-    model: StreamedModel, out: Path, settings: SparsifySettings, fingerprint: str, sparsify_to: SparsifyTo, budget: int
+    model: StreamedModel,
+    out: Path,
+    settings: SparsifySettings,
+    fingerprint: str,
+    sparsify_to: SparsifyTo,
+    max_memory: int | None,
 ) -> None:
     """Make OUT the better of the asked allocation and the uniform one, and record both KLs. Raises UserError."""
     pattern = parse_pattern(settings.pattern)
@@ -62,7 +68,7 @@ def sparsify_allocated(
     overrides = _overrides(model, settings, pattern, place)
     sparsify_to(place / settings.allocation, uniform.model_copy(update={"overrides": overrides}))
     held_out = held_out_windows(model, settings)
-    kls = {name: _held_out_kl(model, place / name, held_out, budget) for name in ("uniform", settings.allocation)}
+    kls = {name: _held_out_kl(model, place / name, held_out, max_memory) for name in ("uniform", settings.allocation)}
     winner = min(kls, key=lambda name: (kls[name], name != "uniform"))
     windows = len(held_out.tokens_NT)
     facts = {"asked": settings.allocation, "used": winner, "held_out_kl": kls, "held_out_windows": windows}
@@ -188,7 +194,7 @@ def input_norms(model: StreamedModel, batch: TokenBatch) -> dict[str, Tensor]:
     embed_all(model, batch.tokens_NT, hidden)
     edit = Norms()
     with progress("Input norms", len(model.spec.blocks) * len(batch.tokens_NT)) as advance:
-        run = BlockPass(model=model, real_NT=batch.real_NT, edit=edit, propagate="dense", num_cached=0, advance=advance)
+        run = BlockPass(model=model, real_NT=batch.real_NT, edit=edit, propagate="dense", advance=advance)
         for index in range(len(model.spec.blocks)):
             run.run_block(index, hidden, hidden)
     return edit.sq_norms
@@ -204,9 +210,9 @@ def held_out_windows(model: StreamedModel, settings: SparsifySettings) -> TokenB
     return TokenBatch(more.tokens_NT[fresh], more.real_NT[fresh], more.description)
 
 
-def _held_out_kl(dense: StreamedModel, directory: Path, batch: TokenBatch, budget: int) -> float:
+def _held_out_kl(dense: StreamedModel, directory: Path, batch: TokenBatch, max_memory: int | None) -> float:
     sparse = open_model(directory, dtype=dense.dtype, device=str(dense.device))
-    sources = [StreamedSource(model, max_memory=budget) for model in (sparse, dense)]
+    sources = [StreamedSource(model, max_memory=max_memory or half_of_free_memory()) for model in (sparse, dense)]
     return mean_kl(sources[0], sources[1], batch.tokens_NT)
 
 

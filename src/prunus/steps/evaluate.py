@@ -9,7 +9,7 @@ from prunus.errors import UserError
 from prunus.evaluation.continuations import continuations
 from prunus.evaluation.evaluate import evaluate_model
 from prunus.evaluation.lm_eval_tasks import lm_eval_tasks
-from prunus.machine_choice import choose_device, choose_dtype, parse_memory
+from prunus.machine_choice import choose_device, choose_dtype, half_of_free_memory, parse_memory
 from prunus.models import StreamedModel
 from prunus.settings import EvaluateSettings
 from prunus.steps.done import done_before, mark
@@ -42,7 +42,8 @@ def evaluate(
     record = read_record(checkpoint.path)
     if skip_done and (found := done_before(record, "evaluations", checked)):
         return found
-    results = _measure(str(checkpoint.path), checked, parse_memory(max_memory), trust_remote_code)
+    budget = parse_memory(max_memory) or half_of_free_memory()
+    results = _measure(str(checkpoint.path), checked, budget, trust_remote_code)
     add_to_record(checkpoint.path, "evaluations", mark(results, checked))
     return results
 

@@ -72,7 +72,7 @@ def _dense_inputs(model: StreamedModel, tokens_NT: Tensor) -> list[HiddenStates]
     shape = hidden_shape(model, tokens_NT)
     states = [HiddenStates(shape, model.dtype) for _ in range(len(model.spec.blocks) + 1)]
     embed_all(model, tokens_NT, states[0])
-    plain = BlockPass(model=model, real_NT=_all_real(tokens_NT), edit=None, num_cached=0)
+    plain = BlockPass(model=model, real_NT=_all_real(tokens_NT), edit=None)
     for index in range(len(model.spec.blocks)):
         plain.run_block(index, states[index], states[index + 1])
     return states
@@ -86,8 +86,8 @@ def _final_hidden(
     method = METHODS[METHOD]
     edit = SparsifyEdit(method, method.options(), Plan(patterns))
     real_NT = _all_real(tokens_NT)
-    BlockPass(model=model, real_NT=real_NT, edit=edit, num_cached=len(tokens_NT)).run_block(index, start, hidden)
-    plain = BlockPass(model=model, real_NT=real_NT, edit=None, num_cached=0)
+    BlockPass(model=model, real_NT=real_NT, edit=edit, num_in_memory=len(tokens_NT)).run_block(index, start, hidden)
+    plain = BlockPass(model=model, real_NT=real_NT, edit=None)
     for later in range(index + 1, len(model.spec.blocks)):
         plain.run_block(later, hidden, hidden)
     return hidden

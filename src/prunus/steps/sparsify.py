@@ -14,7 +14,7 @@ from torch import Tensor
 
 from prunus import __version__
 from prunus.benchmark.machine import machine, peak_resident_bytes
-from prunus.calibration import BlockPass, HiddenStates, Recorder, embed_all, hidden_shape
+from prunus.calibration import BlockPass, HiddenStates, embed_all, hidden_shape
 from prunus.checkpoint import Checkpoint, OutputDirectory, open_checkpoint, read_record
 from prunus.checkpoint.record import new_record
 from prunus.checkpoint.shards import Shards
@@ -46,11 +46,11 @@ def sparsify(
 
     `settings` are the fields of `SparsifySettings`: method, pattern, overrides, protect, calibration, samples, ... The
     same call again goes on where an interrupted one stopped, and returns at once when `out` is already its result.
-    `max_memory` ("4GiB") bounds what is cached between stages; it changes the time, never the result. Raises UserError
-    for anything the user can mend.
+    `max_memory` ("4GiB") bounds what waits in memory between stages; the rest waits on disk beside `out`: other times,
+    the same result. Raises UserError for anything the user can mend.
     """
     job = _job(model, max_memory, trust_remote_code, settings)
-    checked, checkpoint, budget = job.settings, job.model.checkpoint, job.budget
+    checked, checkpoint, limit = job.settings, job.model.checkpoint, job.max_memory
     output = OutputDirectory(Path(out), checkpoint, checked.model_dump(mode="json"))
     if output.is_done:
         return Run.open(output.out, reused=True)
@@ -58,7 +58,7 @@ def sparsify(
         if checked.allocation == "uniform":
             job.run(output)
         else:
-            sparsify_allocated(job.model, output.out, checked, output.fingerprint, _another(checkpoint, budget), budget)
+            sparsify_allocated(job.model, output.out, checked, output.fingerprint, _another(checkpoint, limit), limit)
             shutil.rmtree(output.partial)
     return Run.open(output.out)
 
@@ -68,7 +68,7 @@ def estimate(
 ) -> Estimate:
     """What `sparsify` with these arguments would cut, and the memory and time it would take; touches nothing."""
     job = _job(model, max_memory, trust_remote_code, settings)
-    return estimate_sparsify(job.model, job.plan, job.method, job.settings, job.budget)
+    return estimate_sparsify(job.model, job.plan, job.method, job.settings, job.max_memory)
 
 
 def _job(
@@ -79,14 +79,14 @@ def _job(
     return SparsifyJob(checked, checkpoint, parse_memory(max_memory))
 
 
-def _another(checkpoint: Checkpoint, budget: int) -> SparsifyTo:
+def _another(checkpoint: Checkpoint, max_memory: int | None) -> SparsifyTo:
     """Sparsify the same model with other settings to another place."""
 
     def sparsify_to(out: Path, settings: SparsifySettings) -> None:
         output = OutputDirectory(out, checkpoint, settings.model_dump(mode="json"))
         if not output.is_done:
             with output:
-                SparsifyJob(settings, checkpoint, budget).run(output)
+                SparsifyJob(settings, checkpoint, max_memory).run(output)
 
     return sparsify_to
 
@@ -94,8 +94,8 @@ def _another(checkpoint: Checkpoint, budget: int) -> SparsifyTo:
 class SparsifyJob:
     """One sparsification: everything decided before weights are read, then the pass over the blocks."""
 
-    def __init__(self, settings: SparsifySettings, checkpoint: Checkpoint, budget: int) -> None:
-        self.settings, self.budget = settings, budget
+    def __init__(self, settings: SparsifySettings, checkpoint: Checkpoint, max_memory: int | None) -> None:
+        self.settings, self.max_memory = settings, max_memory
         self.method = METHODS[settings.method]
         self.options = make_options(self.method.options, settings.options)
         device = choose_device(settings.device)
@@ -141,7 +141,8 @@ class SparsifyJob:
                 real_NT=batch.real_NT,
                 edit=edit,
                 propagate=self.settings.propagate,
-                num_cached=self._num_cached(batch),
+                num_in_memory=self._num_in_memory(),
+                spill_folder=output.partial,
                 advance=advance,
             )
             for index in range(first, num_blocks):
@@ -150,21 +151,10 @@ class SparsifyJob:
                 saved |= self._progress(index + 1, edit, hidden[(index + 1) % 2], saved)
                 output.save_progress(saved)
         if self.settings.head:
-            self._prune_head(output, edit, batch, hidden[num_blocks % 2])
+            self._save_head(output, run.edit_head(batch.tokens_NT, hidden[num_blocks % 2]))
 
-    def _prune_head(self, output: OutputDirectory, edit: SparsifyEdit, batch: TokenBatch, hidden: HiddenStates) -> None:
-        """The head reads what the last pruned block leads to, like any other matrix."""
-        head = self.model.spec.head
-        assert head is not None
-        recorder = Recorder(edit.needs)
-        for n, (tokens_T, real_T) in enumerate(zip(batch.tokens_NT, batch.real_NT, strict=True)):
-            recorder.add(self.model.head_inputs(tokens_T[None], hidden[n])[real_T.to(self.model.device)])
-        (linear,) = head.linears
-        stored = self.model.names.load([linear.parameter], self.model.checkpoint.read)
-        weight_OI = stored[linear.parameter]
-        group = head.stages[0].groups[0]
-        (new_OI,) = edit(head, group, [weight_OI.to(self.model.device)], recorder.statistics())
-        changed = self.model.names.store({linear.parameter: weight_OI.copy_(new_OI)})
+    def _save_head(self, output: OutputDirectory, state: dict[str, Tensor]) -> None:
+        changed = self.model.names.store(state)
         for name, keys in self.shards.outer.items():
             if set(changed) & set(keys):
                 output.write_shard(name, {k: changed.get(k, self.model.checkpoint.read(k)) for k in keys})
@@ -205,8 +195,9 @@ class SparsifyJob:
             "peak_memory_bytes": max(saved["peak_memory_bytes"], peak_resident_bytes() or 0),
         }
 
-    def _num_cached(self, batch: TokenBatch) -> int:
-        return estimate_sparsify(self.model, self.plan, self.method, self.settings, self.budget).sequences_cached
+    def _num_in_memory(self) -> int:
+        limit = self.max_memory
+        return estimate_sparsify(self.model, self.plan, self.method, self.settings, limit).sequences_in_memory
 
     def _record(self, edit: SparsifyEdit, batch: TokenBatch, saved: dict[str, Any], fingerprint: str) -> dict[str, Any]:
         checkpoint = self.model.checkpoint

@@ -161,9 +161,20 @@ def show_profile(result: dict[str, Any]) -> None:
         f"{result['decode_bytes_per_token'] / MB:,.1f} MB read and {result['flops_per_token'] / 1e9:.2f} GFLOP per "
         f"token at batch 1; {result['kv_cache_values_per_token'] or 0:,} cached values per token of context."
     )
+    _show_axes(result["axes"])
     _show_layers(result["layers"])
     if "sensitivity" in result:
         _show_sensitivity(result["sensitivity"])
+
+
+def _show_axes(axes: list[dict[str, Any]]) -> None:
+    table = _table("What the architecture lets be smaller", "axis", "units", "parameters in one", "config")
+    for row in axes:
+        if "refused" in row:
+            table.add_row(row["axis"], "-", "-", f"not here: {row['refused']}")
+        else:
+            table.add_row(row["axis"], str(row["units"]), f"{row['parameters_per_unit']:,}", ", ".join(row["config"]))
+    console.print(table)
 
 
 def _show_layers(layers: list[dict[str, Any]]) -> None:

@@ -7,6 +7,7 @@ import torch
 
 from prunus.checkpoint import add_to_record, open_checkpoint
 from prunus.models import StreamedModel
+from prunus.models.axes import find_axes
 from prunus.steps.sensitivity import measure_sensitivity
 
 
@@ -58,8 +59,24 @@ def describe(model: StreamedModel) -> dict[str, Any]:
         "decode_bytes_per_token": model.checkpoint.num_bytes - looked_up - _sleeping_expert_bytes(model),
         "flops_per_token": _flops_per_token(model),
         "kv_cache_values_per_token": _kv_values(text_config),
+        "axes": _axes(model),
         "layers": layers,
     }
+
+
+def _axes(model: StreamedModel) -> list[dict[str, Any]]:
+    """What the architecture lets be made smaller: how many units there are, and how many parameters go with one."""
+    axes, refused = find_axes(model.config, trust_remote_code=model.checkpoint.trust_remote_code)
+    rows: list[dict[str, Any]] = [
+        {
+            "axis": axis.name,
+            "units": axis.units,
+            "parameters_per_unit": sum(n for name, n in axis.elements.items() if model.names.keys_of([name])),
+            "config": list(axis.per_unit),
+        }
+        for axis in axes.values()
+    ]
+    return rows + [{"axis": name, "refused": reason} for name, reason in refused.items()]
 
 
 def _layer(model: StreamedModel, index: int, keys: list[str]) -> dict[str, Any]:

@@ -1,0 +1,188 @@
+"""The axes along which a model can be made smaller, read off the architecture itself.
+
+transformers builds every shape from the config. So two models on the meta device, one from the config as it is and one
+from a config with one field changed, show which dimensions of which parameters belong to that field: the coupled group
+that must be cut together. No family is written down here. Only the order inside fused matrices is stated nowhere and
+has to be known by name.
+
+A unit is what goes or stays as a whole: a channel of the FFN, a KV group with its query heads, a query head of every
+KV group, a dimension of the residual stream, an expert.
+"""
+
+import copy
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PretrainedConfig
+
+from prunus.errors import UserError
+from prunus.models.skeleton import build_skeleton, restore_buffers
+from prunus.models.trace import trace_model
+
+FFN_FIELDS = ("intermediate_size", "ffn_dim", "n_inner", "moe_intermediate_size", "shared_expert_intermediate_size")
+EXPERT_FIELDS = ("num_experts", "num_local_experts", "n_routed_experts")
+FUSED = {"qkv_proj": ("q", "k", "v"), "gate_up_proj": ("gate", "up")}  # parts that follow each other
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A stretch of one dimension: unit u is at `start + u * width` to `start + (u + 1) * width`."""
+
+    start: int
+    width: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Axis:
+    """One way to cut a model: `units` of them now, and where each is in every parameter it reaches."""
+
+    name: str
+    units: int
+    per_unit: dict[str, int]  # config fields that count units, and how many each unit is worth
+    fixed: dict[str, int] = field(default_factory=dict)  # config fields that must be written down before the cut
+    segments: dict[tuple[str, int], tuple[Segment, ...]] = field(default_factory=dict)  # (parameter, dimension) -> ...
+    elements: dict[str, int] = field(default_factory=dict)  # of each parameter, how many go with one unit
+
+    def config_fields(self, units: int) -> dict[str, int]:
+        """The config's fields when `units` are left."""
+        return self.fixed | {name: units * worth for name, worth in self.per_unit.items()}
+
+    def cut(self, parameter: str, tensor: Tensor, units_U: Tensor) -> Tensor:
+        """Return `tensor` with only the units of `units_U` (indices, ascending) left; itself when not on this axis."""
+        for (name, dim), segments in self.segments.items():
+            if name == parameter:
+                tensor = tensor.index_select(dim, _positions(tensor.shape[dim], segments, self.units, units_U))
+        return tensor
+
+
+def _positions(size: int, segments: tuple[Segment, ...], units: int, units_U: Tensor) -> Tensor:
+    stays = torch.ones(size, dtype=torch.bool)
+    for segment in segments:
+        of_units = torch.zeros(units, segment.width, dtype=torch.bool)
+        of_units[units_U] = True
+        stays[segment.start : segment.start + of_units.numel()] = of_units.flatten()
+    return stays.nonzero()[:, 0]
+
+
+def find_axes(config: PretrainedConfig, *, trust_remote_code: bool = False) -> tuple[dict[str, Axis], dict[str, str]]:
+    """Return (the axes that this architecture can be cut along, why the others cannot be), both by name.
+
+    Raises UserError when the model itself is not understood.
+    """
+    before = _build(config, trust_remote_code)
+    axes: dict[str, Axis] = {}
+    refused: dict[str, str] = {}
+    for probe in _probes(config.get_text_config(decoder=True)):
+        try:
+            if not probe.step:
+                raise _NotAnAxis("there is one KV group, which cannot go")
+            fewer = changed_config(config, probe.axis.config_fields(probe.axis.units - probe.step))
+            after = _build(fewer, trust_remote_code)
+            axes[probe.axis.name] = _with_segments(probe, before, after)
+        except _NotAnAxis as reason:
+            refused[probe.axis.name] = str(reason)
+        except (UserError, ValueError, RuntimeError):  # the architecture's own checks, or shapes that do not fit
+            refused[probe.axis.name] = f"{config.model_type} has no such model with fewer"
+    return axes, {name: reason for name, reason in refused.items() if name not in axes}
+
+
+def changed_config(config: PretrainedConfig, fields: dict[str, int]) -> PretrainedConfig:
+    """A copy of `config` with other values; raises what the config's own checks raise."""
+    changed = copy.deepcopy(config)
+    for name, value in fields.items():
+        setattr(changed.get_text_config(decoder=True), name, value)
+    return type(changed).from_dict(changed.to_dict())
+
+
+class _NotAnAxis(Exception):  # noqa: N818 a reason, not an error
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class _Probe:
+    axis: Axis
+    step: int  # units taken away to see what changes
+    widths: frozenset[int] = frozenset({1})  # what a unit can be worth along one dimension
+    parts: dict[str, tuple[int, int]] = field(default_factory=dict)  # of fused matrices: size, and width of a unit
+
+
+def _probes(config: Any) -> Iterator[_Probe]:
+    heads, hidden = int(config.num_attention_heads), int(config.hidden_size)
+    groups = int(getattr(config, "num_key_value_heads", None) or heads)
+    width = int(getattr(config, "head_dim", None) or hidden // heads)
+    pinned = {"head_dim": width}
+    for name in FFN_FIELDS:
+        units = getattr(config, name, 0) or (4 * hidden if name == "n_inner" and hasattr(config, name) else 0)
+        if units:
+            parts = {"gate": (units, 1), "up": (units, 1)}
+            yield _Probe(Axis(name=_ffn_name(name), units=units, per_unit={name: 1}), 1, parts=parts)
+    worth = {"num_key_value_heads": 1, "num_attention_heads": heads // groups}
+    parts = {"q": (heads * width, heads // groups * width), "k": (groups * width, width), "v": (groups * width, width)}
+    widths = frozenset({1, heads // groups, width, heads // groups * width})
+    yield _Probe(Axis(name="kv_groups", units=groups, per_unit=worth, fixed=pinned), groups // 2, widths, parts)
+    yield _Probe(Axis(name="hidden", units=hidden, per_unit={"hidden_size": 1}, fixed=pinned), heads)
+    for name in EXPERT_FIELDS:
+        if units := getattr(config, name, 0):
+            yield _Probe(Axis(name="experts", units=units, per_unit={name: 1}), 1)
+
+
+def _ffn_name(name: str) -> str:
+    return {"moe_intermediate_size": "expert_ffn", "shared_expert_intermediate_size": "shared_ffn"}.get(name, "ffn")
+
+
+@dataclass(frozen=True, slots=True)
+class _Built:
+    shapes: dict[str, tuple[int, ...]]
+    interleaved: frozenset[str]  # modules whose fused gate and up take turns row by row
+
+
+def _build(config: PretrainedConfig, trust_remote_code: bool) -> _Built:
+    """The model has been run on the meta device, so its shapes fit together."""
+    model = build_skeleton(config, trust_remote_code=trust_remote_code)
+    restore_buffers(model)
+    trace_model(model)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    interleaved = (name for name, module in model.named_modules() if not getattr(module, "is_concatenated", True))
+    return _Built(shapes, frozenset(interleaved))
+
+
+def _with_segments(probe: _Probe, before: _Built, after: _Built) -> Axis:
+    segments: dict[tuple[str, int], tuple[Segment, ...]] = {}
+    elements: dict[str, int] = {}
+    if before.shapes.keys() != after.shapes.keys():
+        raise _NotAnAxis("with fewer, the model has other parameters")
+    for name, shape in before.shapes.items():
+        changed = [dim for dim, (old, new) in enumerate(zip(shape, after.shapes[name], strict=True)) if old != new]
+        if len(changed) > 1:
+            raise _NotAnAxis(f"both dimensions of {name} follow it: attention is as wide as the hidden size")
+        for dim in changed:
+            parts = _parts(probe, name, (shape[dim] - after.shapes[name][dim]) / probe.step, shape[dim], before)
+            segments[name, dim] = _in_a_row(parts)
+            elements[name] = math.prod(shape) // probe.axis.units
+    if not segments:
+        raise _NotAnAxis("no parameter follows it")
+    return replace(probe.axis, segments=segments, elements=elements)
+
+
+def _parts(probe: _Probe, name: str, width: float, size: int, built: _Built) -> list[tuple[int, int]]:
+    """(size, width of a unit) of what follows each other along a dimension: one part, unless the matrix is fused."""
+    modules = (part.removesuffix("_bias") for part in name.split("."))
+    fused = next((FUSED[module] for module in modules if module in FUSED), ())
+    parts = [probe.parts[part] for part in fused if part in probe.parts]
+    if not parts or name.rpartition(".")[0] in built.interleaved:
+        known = width in probe.widths or bool(parts)  # anything wider is a fused matrix of an order nobody stated
+        parts = [(size, int(width))] if known else []
+    whole = sum(part_size for part_size, _ in parts) == size and sum(of_unit for _, of_unit in parts) == width
+    if not whole or any(part_size != of_unit * probe.axis.units for part_size, of_unit in parts):
+        raise _NotAnAxis(f"the order of units in {name} is not known")
+    return parts
+
+
+def _in_a_row(parts: list[tuple[int, int]]) -> tuple[Segment, ...]:
+    starts = accumulate((size for size, _ in parts), initial=0)
+    return tuple(Segment(start, width) for start, (_, width) in zip(starts, parts, strict=False))

@@ -112,6 +112,7 @@ def compare(args: argparse.Namespace, work: str, scratch: Path) -> dict[str, obj
             "best": OURS_ONLY[work],
             "best_seconds": statistics.median(best[0] for _, _, best in rounds if best),
             "best_time_ratio": statistics.median(best[0] / b[0] for _, b, best in rounds if best),
+            "best_peak_gib": max(best[1] for _, _, best in rounds if best) / 2**30,
             "best_perplexity": perplexity(args, scratch / f"best-{work}-0"),
         }
     return row

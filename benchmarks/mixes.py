@@ -1,0 +1,82 @@
+"""What calibration text does to the result: one method on several mixes, perplexity on two kinds of text.
+
+The last 500 problems of the arithmetic file are evaluated on and never calibrated on. Every row is one JSON line in
+RESULTS; a mix that is already there is skipped.
+
+usage: mixes.py RESULTS.jsonl --prose TRAIN.txt --prose-test TEST.txt --arithmetic PROBLEMS.jsonl [--model DIR]
+                [--method admm] [--pattern 0.5] [--samples 64] [--length 1024] [--windows 32]
+"""
+
+import argparse
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import prunus
+from prunus.benchmark import machine
+from prunus.demo_model import fetch_demo_model
+
+HELD_OUT = 500  # problems
+MIXES = {
+    "prose": ("{prose}",),
+    "prose + arithmetic": ("{prose}", "{arithmetic}"),
+    "prose + arithmetic + self": ("{prose}", "{arithmetic}", "self"),
+    "self": ("self",),
+}
+
+
+def split_problems(file: Path, folder: Path) -> tuple[Path, Path]:
+    """(problems to calibrate on, problems to evaluate on)."""
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    train, test = folder / "arithmetic_train.jsonl", folder / "arithmetic_test.jsonl"
+    train.write_text("".join(lines[:-HELD_OUT]), encoding="utf-8")
+    test.write_text("".join(lines[-HELD_OUT:]), encoding="utf-8")
+    return train, test
+
+
+def perplexities(args: argparse.Namespace, model: str | Path, tests: dict[str, str]) -> dict[str, float]:
+    """Perplexity on each kind of text."""
+    window = {"length": args.length, "windows": args.windows, "dtype": "float32"}
+    results = prunus.evaluate(model, text=tuple(tests.values()), **window)
+    return {kind: result["perplexity"] for kind, result in zip(tests, results, strict=True)}
+
+
+def measure(args: argparse.Namespace, mix: str, folder: Path) -> dict[str, object]:
+    train, test = split_problems(Path(args.arithmetic), folder)
+    tests = {"prose": args.prose_test, "arithmetic": str(test)}
+    row: dict[str, object] = {"mix": mix, "method": args.method, "pattern": args.pattern, "samples": args.samples}
+    row |= {"length": args.length, "windows": args.windows, "dtype": "float32", "commit": machine()["commit"]}
+    if mix == "dense":
+        return row | perplexities(args, args.model, tests)
+    sources = tuple(source.format(prose=args.prose, arithmetic=train) for source in MIXES[mix])
+    settings = {"samples": args.samples, "length": args.length, "method": args.method, "pattern": args.pattern}
+    run = prunus.sparsify(args.model, folder / "out", calibration=sources, dtype="float32", **settings)
+    return row | {"calibration": run.last_step["calibration"]} | perplexities(args, run.path, tests)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--prose", required=True)
+    parser.add_argument("--prose-test", required=True)
+    parser.add_argument("--arithmetic", required=True)
+    parser.add_argument("--model", help="default: the demo's model")
+    parser.add_argument("--method", default="admm")
+    parser.add_argument("--pattern", default="0.5")
+    parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--length", type=int, default=1024)
+    parser.add_argument("--windows", type=int, default=32)
+    args = parser.parse_args()
+    args.model = args.model or str(fetch_demo_model())
+    done = {json.loads(line)["mix"] for line in args.results.read_text().splitlines()} if args.results.exists() else {}
+    for mix in ("dense", *MIXES):
+        if mix not in done:
+            with TemporaryDirectory() as folder:
+                row = measure(args, mix, Path(folder))
+            with args.results.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            print(f"{mix:<26} prose {row['prose']:.2f}, arithmetic {row['arithmetic']:.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -15,9 +15,11 @@ from transformers import PreTrainedTokenizerFast
 
 import prunus
 from families import TINY, save_tiny
+from prunus.calibration import staged_run
 from prunus.checkpoint import output as output_module
 from prunus.errors import UserError
 from prunus.models.families import Family
+from prunus.steps import estimate
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["prunus.steps.sparsify"])
@@ -117,17 +119,10 @@ def interrupt_after_block(monkeypatch, number):
     monkeypatch.setattr(output_module.OutputDirectory, "save_progress", save_then_stop)
 
 
-def test_sequences_that_wait_on_disk_change_nothing(deep_model, text, tmp_path):
+def test_sequences_that_wait_on_disk_change_nothing(deep_model, text, tmp_path, monkeypatch):
     sparsify_once(deep_model, tmp_path / "all", text)
-    from prunus.steps import sparsify as step
-
-    class OneInMemory(step.SparsifyJob):
-        def _num_in_memory(self):
-            return 1
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(step, "SparsifyJob", OneInMemory)
-        sparsify_once(deep_model, tmp_path / "one", text)
+    monkeypatch.setattr(estimate, "WAITING_BYTES", 1)
+    sparsify_once(deep_model, tmp_path / "one", text)
     assert weights(tmp_path / "all") == weights(tmp_path / "one")
 
 
@@ -177,6 +172,17 @@ def test_a_full_disk_leaves_nothing_that_looks_finished(deep_model, text, tmp_pa
     monkeypatch.undo()
     sparsify_once(deep_model, tmp_path / "out", text)
     assert (tmp_path / "out" / "prunus.json").exists()
+
+
+def test_a_full_disk_while_sequences_wait_says_so(deep_model, text, tmp_path, monkeypatch):
+    def disk_is_full(_storages, _folder):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(estimate, "WAITING_BYTES", 1)
+    monkeypatch.setattr(staged_run, "Spilled", disk_is_full)
+    with pytest.raises(UserError, match="no space left on the disk"):
+        sparsify_once(deep_model, tmp_path / "out", text)
+    assert not (tmp_path / "out").exists()
 
 
 def test_too_small_a_disk_is_said_before_the_work(deep_model, text, tmp_path, monkeypatch):

@@ -45,7 +45,7 @@ class Spilled:
 
     def __init__(self, storages: list[torch.UntypedStorage], folder: Path | None) -> None:
         self._storages = [(storage, storage.nbytes()) for storage in storages]
-        self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 it lives until `restore`
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 it lives until `restore`
         for storage in storages:
             self._file.write(_memory(_on_cpu(storage)))
             storage.resize_(0)

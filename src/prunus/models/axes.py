@@ -121,10 +121,11 @@ def _probes(config: Any) -> Iterator[_Probe]:
         if units:
             parts = {"gate": (units, 1), "up": (units, 1)}
             yield _Probe(Axis(name=_ffn_name(name), units=units, per_unit={name: 1}), 1, parts=parts)
+    left = max((n for n in range(1, groups) if groups % n == 0), default=groups)  # some configs want heads that divide
     worth = {"num_key_value_heads": 1, "num_attention_heads": heads // groups}
     parts = {"q": (heads * width, heads // groups * width), "k": (groups * width, width), "v": (groups * width, width)}
     widths = frozenset({1, heads // groups, width, heads // groups * width})
-    yield _Probe(Axis(name="kv_groups", units=groups, per_unit=worth, fixed=pinned), groups // 2, widths, parts)
+    yield _Probe(Axis(name="kv_groups", units=groups, per_unit=worth, fixed=pinned), groups - left, widths, parts)
     yield _Probe(Axis(name="hidden", units=hidden, per_unit={"hidden_size": 1}, fixed=pinned), heads)
     for name in EXPERT_FIELDS:
         if units := getattr(config, name, 0):

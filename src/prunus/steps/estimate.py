@@ -15,9 +15,8 @@ from prunus.steps.plan import Plan, candidates
 GRAM_COPIES = 4  # a solver keeps the Gram, its factor or inverse, and working copies
 SOLVER_COPIES = 6  # fp32: the weight, targets, duals and masks of a solver
 SCORE_COPIES = 4  # fp32: the weight, its scores, their order, the mask
-WAITING_BYTES = (
-    400 << 20
-)  # of waiting sequences in memory, where the user sets no limit: what costs about 5% of the time
+# Of waiting sequences in memory, where the user sets no limit; letting the rest wait on disk costs about 5% of the time
+WAITING_BYTES = 400 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +29,7 @@ class Estimate:
     parameters: int
     sequences: int
     sequences_in_memory: int
+    disk_bytes: int  # for a while, beside the result: hidden states, and the sequences that wait on disk
     memory_bytes: int
     seconds: float
     by_projection: list[dict[str, Any]]
@@ -49,10 +49,10 @@ def estimate_sparsify(
         + max(_block_bytes(model, i, method) for i in range(len(model.spec.blocks)))
     )
     each = _sequence_bytes(model, settings.length)
-    room = WAITING_BYTES if max_memory is None else max_memory - fixed
-    in_memory = min(sequences, max(room // each, 0 if max_memory else 1))
-    if sequences and in_memory < 1:
-        assert max_memory is not None
+    in_memory = min(sequences, max(WAITING_BYTES // each, 1))
+    if max_memory is not None:
+        in_memory = min(sequences, (max_memory - fixed) // each)
+    if max_memory is not None and sequences and in_memory < 1:
         raise UserError(
             f"max memory of {max_memory / 2**30:.2f} GiB is too small: one block, its statistics and one sequence of "
             f"{settings.length} tokens take about {(fixed + each) / 2**30:.2f} GiB."
@@ -69,6 +69,7 @@ def estimate_sparsify(
         parameters=model.checkpoint.num_parameters,
         sequences=sequences,
         sequences_in_memory=int(in_memory),
+        disk_bytes=int(2 * sequences * _hidden_bytes(model, settings.length) + (sequences - in_memory) * each),
         memory_bytes=int(fixed + in_memory * each),
         seconds=round(_flops(model, method, settings) / _flops_per_second(model), 1),
         by_projection=_by_projection(model, plan),

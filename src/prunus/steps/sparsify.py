@@ -16,6 +16,7 @@ from prunus import __version__
 from prunus.benchmark.machine import machine, peak_resident_bytes
 from prunus.calibration import BlockPass, HiddenStates, embed_all, hidden_shape
 from prunus.checkpoint import Checkpoint, OutputDirectory, open_checkpoint, read_record
+from prunus.checkpoint.output import full_disk_is_an_error
 from prunus.checkpoint.record import new_record
 from prunus.checkpoint.shards import Shards
 from prunus.errors import UserError
@@ -116,13 +117,11 @@ class SparsifyJob:
         self.model.dtype = DTYPES[saved.get("dtype", str(self.model.dtype).removeprefix("torch."))]
         edit = SparsifyEdit(self.method, self.options, self.plan, saved["matrices"])
         batch = calibration_batch(self.model, self.settings) if self.method.needs else no_text()
-        self.shards.check_space(output, batch.tokens_NT.numel() * self._hidden_bytes())
+        estimate = estimate_sparsify(self.model, self.plan, self.method, self.settings, self.max_memory)
+        self.shards.check_space(output, estimate.disk_bytes)
         self._write_outer(output)
-        self._pass_blocks(output, edit, batch, saved)
+        self._pass_blocks(output, edit, batch, saved, estimate.sequences_in_memory)
         output.finish(self._record(edit, batch, saved, output.fingerprint))
-
-    def _hidden_bytes(self) -> int:
-        return 2 * int(self.model.config.get_text_config(decoder=True).hidden_size) * self.model.dtype.itemsize
 
     def _write_outer(self, output: OutputDirectory) -> None:
         for name, keys in self.shards.outer.items():
@@ -130,7 +129,7 @@ class SparsifyJob:
                 output.write_shard(name, {key: self.model.checkpoint.read(key) for key in keys})
 
     def _pass_blocks(
-        self, output: OutputDirectory, edit: SparsifyEdit, batch: TokenBatch, saved: dict[str, Any]
+        self, output: OutputDirectory, edit: SparsifyEdit, batch: TokenBatch, saved: dict[str, Any], in_memory: int
     ) -> None:
         num_blocks, num_sequences = len(self.model.spec.blocks), len(batch.tokens_NT)
         first, hidden = self._hidden_states(output, batch, saved)
@@ -141,12 +140,13 @@ class SparsifyJob:
                 real_NT=batch.real_NT,
                 edit=edit,
                 propagate=self.settings.propagate,
-                num_in_memory=self._num_in_memory(),
+                num_in_memory=max(in_memory, 1),
                 spill_folder=output.partial,
                 advance=advance,
             )
             for index in range(first, num_blocks):
-                state = run.run_block(index, hidden[index % 2], hidden[(index + 1) % 2])
+                with full_disk_is_an_error(output.out):
+                    state = run.run_block(index, hidden[index % 2], hidden[(index + 1) % 2])
                 self._save_block(output, index, state)
                 saved |= self._progress(index + 1, edit, hidden[(index + 1) % 2], saved)
                 output.save_progress(saved)
@@ -194,10 +194,6 @@ class SparsifyJob:
             "seconds": saved["seconds"] + seconds,
             "peak_memory_bytes": max(saved["peak_memory_bytes"], peak_resident_bytes() or 0),
         }
-
-    def _num_in_memory(self) -> int:
-        limit = self.max_memory
-        return estimate_sparsify(self.model, self.plan, self.method, self.settings, limit).sequences_in_memory
 
     def _record(self, edit: SparsifyEdit, batch: TokenBatch, saved: dict[str, Any], fingerprint: str) -> dict[str, Any]:
         checkpoint = self.model.checkpoint

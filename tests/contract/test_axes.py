@@ -7,6 +7,7 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, LlamaConfig
 
 from families import TINY, class_name, tiny_config
+from prunus.models import axes as module
 from prunus.models.axes import changed_config, find_axes
 
 TOKENS = torch.randint(3, 128, (2, 16), generator=torch.Generator().manual_seed(0))
@@ -104,6 +105,16 @@ def test_what_an_architecture_cannot_be_cut_along_is_said(family, config):
     assert not set(axes) & set(refused)
     assert "ffn" in axes
     assert ("experts" in axes) == (family in {"mixtral", "qwen3_moe", "olmoe"})
+
+
+def test_a_fused_matrix_of_unknown_order_is_refused(monkeypatch):
+    monkeypatch.setattr(module, "FUSED", {})
+    config = tiny_config(TINY["phi3"])
+    config.architectures = [class_name("phi3")]
+    axes, refused = find_axes(config)
+    assert not {"ffn", "kv_groups"} & set(axes)
+    assert "the order of units in" in refused["ffn"]
+    assert "qkv_proj" in refused["kv_groups"]
 
 
 def test_multi_query_attention_has_no_group_to_spare():

@@ -47,7 +47,8 @@ class Spilled:
         self._storages = [(storage, storage.nbytes()) for storage in storages]
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 it lives until `restore`
         for storage in storages:
-            self._file.write(_memory(_on_cpu(storage)))
+            on_cpu = _on_cpu(storage)  # named, so that a copy lives until it is written
+            self._file.write(_memory(on_cpu))
             storage.resize_(0)
 
     def restore(self) -> None:
@@ -55,7 +56,8 @@ class Spilled:
         for storage, size in self._storages:
             storage.resize_(size)
             on_cpu = _on_cpu(storage)
-            self._file.readinto(_memory(on_cpu))
+            if self._file.readinto(_memory(on_cpu)) != size:
+                raise OSError("a temporary file of waiting sequences came back shorter than it was written")
             if on_cpu is not storage:
                 storage.copy_(on_cpu)
         self._file.close()

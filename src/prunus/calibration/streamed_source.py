@@ -11,6 +11,7 @@ from torch import Tensor
 
 from prunus.calibration.block_pass import BlockPass
 from prunus.calibration.hidden_states import HiddenStates
+from prunus.machine_choice import half_of_free_memory
 from prunus.models import StreamedModel
 from prunus.progress import progress
 
@@ -18,15 +19,15 @@ from prunus.progress import progress
 class StreamedSource:
     """What `evaluation` asks of a model, for one of any size.
 
-    Hidden states past `max_memory` bytes live in a temporary memory-mapped file.
+    Hidden states past `max_memory` bytes (None: half of free memory) live in a temporary memory-mapped file.
     """
 
-    def __init__(self, model: StreamedModel, *, max_memory: int) -> None:
+    def __init__(self, model: StreamedModel, *, max_memory: int | None) -> None:
         self.model = model
         self.config = model.config
         self.tokenizer = model.tokenizer
         self.dtype = model.dtype
-        self._max_memory = max_memory
+        self._max_memory = max_memory or half_of_free_memory()
 
     def final_hidden(self, tokens_NT: Tensor, progress_text: str) -> Tensor:
         """Return the last block's output (N, T, H); each block is read once and applied to all windows."""

@@ -5,8 +5,8 @@ from a config with one field changed, show which dimensions of which parameters 
 that must be cut together. No family is written down here. Only the order inside fused matrices is stated nowhere and
 has to be known by name.
 
-A unit is what goes or stays as a whole: a channel of the FFN, a KV group with its query heads, a query head of every
-KV group, a dimension of the residual stream, an expert.
+A unit is what goes or stays as a whole: a channel of the FFN, a KV group with its query heads, a dimension of the
+residual stream, an expert.
 """
 
 import copy
@@ -24,7 +24,13 @@ from prunus.errors import UserError
 from prunus.models.skeleton import build_skeleton, restore_buffers
 from prunus.models.trace import trace_model
 
-FFN_FIELDS = ("intermediate_size", "ffn_dim", "n_inner", "moe_intermediate_size", "shared_expert_intermediate_size")
+FFN_FIELDS = {  # config field -> axis
+    "intermediate_size": "ffn",
+    "ffn_dim": "ffn",
+    "n_inner": "ffn",
+    "moe_intermediate_size": "expert_ffn",
+    "shared_expert_intermediate_size": "shared_ffn",
+}
 EXPERT_FIELDS = ("num_experts", "num_local_experts", "n_routed_experts")
 FUSED = {"qkv_proj": ("q", "k", "v"), "gate_up_proj": ("gate", "up")}  # parts that follow each other
 
@@ -116,11 +122,11 @@ def _probes(config: Any) -> Iterator[_Probe]:
     groups = int(getattr(config, "num_key_value_heads", None) or heads)
     width = int(getattr(config, "head_dim", None) or hidden // heads)
     pinned = {"head_dim": width}
-    for name in FFN_FIELDS:
+    for name, axis in FFN_FIELDS.items():
         units = getattr(config, name, 0) or (4 * hidden if name == "n_inner" and hasattr(config, name) else 0)
         if units:
             parts = {"gate": (units, 1), "up": (units, 1)}
-            yield _Probe(Axis(name=_ffn_name(name), units=units, per_unit={name: 1}), 1, parts=parts)
+            yield _Probe(Axis(name=axis, units=units, per_unit={name: 1}), 1, parts=parts)
     left = max((n for n in range(1, groups) if groups % n == 0), default=groups)  # some configs want heads that divide
     worth = {"num_key_value_heads": 1, "num_attention_heads": heads // groups}
     parts = {"q": (heads * width, heads // groups * width), "k": (groups * width, width), "v": (groups * width, width)}
@@ -130,10 +136,6 @@ def _probes(config: Any) -> Iterator[_Probe]:
     for name in EXPERT_FIELDS:
         if units := getattr(config, name, 0):
             yield _Probe(Axis(name="experts", units=units, per_unit={name: 1}), 1)
-
-
-def _ffn_name(name: str) -> str:
-    return {"moe_intermediate_size": "expert_ffn", "shared_expert_intermediate_size": "shared_ffn"}.get(name, "ffn")
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,6 @@ from prunus.checkpoint.output import sync_directory
 from prunus.checkpoint.record import RECORD_NAME, read_record, write_json
 from prunus.errors import UserError
 from prunus.evaluation.evaluate import mean_kl
-from prunus.machine_choice import half_of_free_memory
 from prunus.models import StreamedModel, open_model
 from prunus.models.spec import BlockSpec, Group, LinearSpec
 from prunus.progress import progress
@@ -212,7 +211,7 @@ def held_out_windows(model: StreamedModel, settings: SparsifySettings) -> TokenB
 
 def _held_out_kl(dense: StreamedModel, directory: Path, batch: TokenBatch, max_memory: int | None) -> float:
     sparse = open_model(directory, dtype=dense.dtype, device=str(dense.device))
-    sources = [StreamedSource(model, max_memory=max_memory or half_of_free_memory()) for model in (sparse, dense)]
+    sources = [StreamedSource(model, max_memory=max_memory) for model in (sparse, dense)]
     return mean_kl(sources[0], sources[1], batch.tokens_NT)
 
 

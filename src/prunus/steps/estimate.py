@@ -15,7 +15,7 @@ from prunus.steps.plan import Plan, candidates
 GRAM_COPIES = 4  # a solver keeps the Gram, its factor or inverse, and working copies
 SOLVER_COPIES = 6  # fp32: the weight, targets, duals and masks of a solver
 SCORE_COPIES = 4  # fp32: the weight, its scores, their order, the mask
-# Of waiting sequences in memory, where the user sets no limit; letting the rest wait on disk costs about 5% of the time
+# Of waiting sequences in memory, where the user sets no limit: less memory for some time, see docs/log.md
 WAITING_BYTES = 400 << 20
 
 

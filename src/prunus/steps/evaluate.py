@@ -9,7 +9,7 @@ from prunus.errors import UserError
 from prunus.evaluation.continuations import continuations
 from prunus.evaluation.evaluate import evaluate_model
 from prunus.evaluation.lm_eval_tasks import lm_eval_tasks
-from prunus.machine_choice import choose_device, choose_dtype, half_of_free_memory, parse_memory
+from prunus.machine_choice import choose_device, choose_dtype, parse_memory
 from prunus.models import StreamedModel
 from prunus.settings import EvaluateSettings
 from prunus.steps.done import done_before, mark
@@ -42,18 +42,17 @@ def evaluate(
     record = read_record(checkpoint.path)
     if skip_done and (found := done_before(record, "evaluations", checked)):
         return found
-    budget = parse_memory(max_memory) or half_of_free_memory()
-    results = _measure(str(checkpoint.path), checked, budget, trust_remote_code)
+    results = _measure(str(checkpoint.path), checked, parse_memory(max_memory), trust_remote_code)
     add_to_record(checkpoint.path, "evaluations", mark(results, checked))
     return results
 
 
-def _measure(model: str, settings: EvaluateSettings, budget: int, trust: bool) -> list[Result]:
+def _measure(model: str, settings: EvaluateSettings, max_memory: int | None, trust: bool) -> list[Result]:
     results: list[Result] = []
     if settings.text or settings.choices:
-        dense = _source(settings.against, settings, budget, trust) if settings.against else None
+        dense = _source(settings.against, settings, max_memory, trust) if settings.against else None
         results += evaluate_model(
-            _source(model, settings, budget, trust),
+            _source(model, settings, max_memory, trust),
             dense,
             texts=tuple(parse_source(text) for text in settings.text),
             length=settings.length,
@@ -71,8 +70,8 @@ def _measure(model: str, settings: EvaluateSettings, budget: int, trust: bool) -
     return results
 
 
-def _source(model: str, settings: EvaluateSettings, budget: int, trust: bool) -> StreamedSource:
+def _source(model: str, settings: EvaluateSettings, max_memory: int | None, trust: bool) -> StreamedSource:
     checkpoint = open_checkpoint(model, trust_remote_code=trust)
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, device, int(checkpoint.config.get_text_config(decoder=True).hidden_size))
-    return StreamedSource(StreamedModel(checkpoint, dtype=dtype, device=device), max_memory=budget)
+    return StreamedSource(StreamedModel(checkpoint, dtype=dtype, device=device), max_memory=max_memory)

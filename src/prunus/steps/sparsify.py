@@ -116,9 +116,9 @@ class SparsifyJob:
         saved = output.progress() or {"blocks_done": 0, "matrices": [], "seconds": 0.0, "peak_memory_bytes": 0}
         self.model.dtype = DTYPES[saved.get("dtype", str(self.model.dtype).removeprefix("torch."))]
         edit = SparsifyEdit(self.method, self.options, self.plan, saved["matrices"])
-        batch = calibration_batch(self.model, self.settings) if self.method.needs else no_text()
         estimate = estimate_sparsify(self.model, self.plan, self.method, self.settings, self.max_memory)
         self.shards.check_space(output, estimate.disk_bytes)
+        batch = calibration_batch(self.model, self.settings) if self.method.needs else no_text()
         self._write_outer(output)
         self._pass_blocks(output, edit, batch, saved, estimate.sequences_in_memory)
         output.finish(self._record(edit, batch, saved, output.fingerprint))

@@ -97,7 +97,7 @@ def test_sequences_that_wait_on_disk_give_the_same_bits(directory, num_in_memory
     expected, expected_NTH, _ = run_pass(directory, "sparse", len(TOKENS))
     on_disk = []
     spilled = staged_run.Spilled
-    monkeypatch.setattr(staged_run, "Spilled", lambda held, folder: on_disk.append(len(held)) or spilled(held, folder))
+    monkeypatch.setattr(staged_run, "Spilled", lambda held, file: on_disk.append(len(held)) or spilled(held, file))
     states, hidden_NTH, _ = run_pass(directory, "sparse", num_in_memory)
     assert min(on_disk) > 0, "every waiting sequence has something to put on disk"
     assert all(torch.equal(states[name], expected[name]) for name in expected)

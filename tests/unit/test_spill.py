@@ -3,7 +3,7 @@
 import greenlet
 import torch
 
-from prunus.calibration.spill import Spilled, held_storages
+from prunus.calibration.spill import Spilled, SpillFiles, held_storages
 
 SIZE = 4096
 
@@ -29,7 +29,8 @@ def test_memory_is_given_up_and_comes_back_bit_for_bit(tmp_path):
     run, other = waiting(shared, content), waiting(shared, content)
     common = held_storages(other.gr_frame)
     own = [s for address, s in held_storages(run.gr_frame).items() if address not in common]
-    spilled = Spilled(own, tmp_path)
+    files = SpillFiles(tmp_path)
+    spilled = Spilled(own, files[0])
     assert len(own) == 2, "the view's storage and the one in the container; not the shared ones"
     assert [storage.nbytes() for storage in own] == [0, 0]
     spilled.restore()

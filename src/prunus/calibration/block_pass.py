@@ -9,12 +9,12 @@ Shapes: N = sequences, T = tokens, H = hidden, O = out_features, I = in_features
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal, Protocol
 
 from torch import Tensor
 
 from prunus.calibration.hidden_states import HiddenStates
+from prunus.calibration.spill import SpillFiles
 from prunus.calibration.staged_run import StagedRun, StageInputs, stops_at_stages
 from prunus.calibration.statistics import Recorder
 from prunus.memory import release_freed_memory, release_while_walking
@@ -55,7 +55,7 @@ class BlockPass:
     edit: Edit | None  # None: only run the block
     propagate: Propagate = "sparse"
     num_in_memory: int = 1  # sequences that wait for the next stage in memory, at least one; the others wait on disk
-    spill_folder: Path | None = None  # where on disk; None: the system's place for temporary files
+    spill_files: SpillFiles = field(default_factory=SpillFiles)
     advance: Callable[[int], None] = field(default=_ignore)  # progress, one step per sequence and block
 
     def run_block(self, index: int, hidden_in: HiddenStates, hidden_out: HiddenStates) -> dict[str, Tensor]:
@@ -103,7 +103,7 @@ class BlockPass:
             for n, run in enumerate(runs):
                 self._record(recorders, run.advance(), n)
                 if n >= self.num_in_memory:
-                    run.spill(keep=runs[0], folder=self.spill_folder)
+                    run.spill(keep=runs[0], file=self.spill_files[n])
                 release_while_walking(n)
             hidden_in.release()
             self._solve(spec, stage, edit, recorders, state)

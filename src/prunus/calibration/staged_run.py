@@ -10,7 +10,7 @@ Shapes: T = tokens, H = hidden, I = in_features.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from io import BufferedRandom
 from typing import Any
 
 import greenlet
@@ -32,7 +32,7 @@ class StagedRun:
         self._spilled: Spilled | None = None
         self._greenlet = greenlet.greenlet(lambda: model.run_block(index, hidden_1TH))
 
-    def spill(self, *, keep: "StagedRun", folder: Path | None) -> None:
+    def spill(self, *, keep: "StagedRun", file: BufferedRandom) -> None:
         """Wait on disk: give up the memory of all that the waiting forward pass holds.
 
         What `keep`, another sequence at the same stage, holds as well is shared (weights, rotary tables, masks, caches
@@ -40,7 +40,7 @@ class StagedRun:
         """
         shared = held_storages(keep._greenlet.gr_frame)
         own = held_storages(self._greenlet.gr_frame)
-        self._spilled = Spilled([own[address] for address in own if address not in shared], folder)
+        self._spilled = Spilled([own[address] for address in own if address not in shared], file)
 
     def advance(self) -> StageInputs | None:
         if self._spilled is not None:

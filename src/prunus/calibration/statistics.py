@@ -10,7 +10,7 @@ from torch import Tensor
 
 from prunus.sparsity.methods import Statistics
 
-PANELS = 4
+PANELS = 8
 
 
 class Recorder:
@@ -49,7 +49,7 @@ def _edges(size: int) -> list[int]:
 
 
 def _add_upper_products(gram_II: Tensor, x_TI: Tensor) -> None:
-    """gram += X^T X, upper block triangle only: 5/8 of the multiplications of the full product."""
+    """gram += X^T X, upper block triangle only: 9/16 of the multiplications of the full product."""
     edges = _edges(gram_II.shape[0])
     for start, stop in pairwise(edges):
         if stop > start:

@@ -116,7 +116,7 @@ def _flops(model: StreamedModel, method: Method, settings: SparsifySettings) -> 
                 outs = sum(linear.shape[0] for linear in group.linears)
                 width = group.linears[0].shape[1]
                 share = 1 / len(stage.groups)  # experts share the tokens
-                gram = 1.25 * width**2 if "gram" in method.needs else 0  # upper triangle: 5/8 of 2 d^2
+                gram = 1.125 * width**2 if "gram" in method.needs else 0  # upper triangle: 9/16 of 2 d^2
                 total += tokens * share * (2 * outs * width + gram) + _solve_flops(method, outs, width)
     return total
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from prunus import __version__
 from prunus.benchmark.machine import machine, peak_resident_bytes
-from prunus.calibration import BlockPass, HiddenStates, embed_all, hidden_shape
+from prunus.calibration import BlockPass, HiddenStates, SpillFiles, embed_all, hidden_shape
 from prunus.checkpoint import Checkpoint, OutputDirectory, open_checkpoint, read_record
 from prunus.checkpoint.output import full_disk_is_an_error
 from prunus.checkpoint.record import new_record
@@ -141,7 +141,7 @@ class SparsifyJob:
                 edit=edit,
                 propagate=self.settings.propagate,
                 num_in_memory=max(in_memory, 1),
-                spill_folder=output.partial,
+                spill_files=SpillFiles(output.partial),
                 advance=advance,
             )
             for index in range(first, num_blocks):

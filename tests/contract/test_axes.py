@@ -99,6 +99,14 @@ def test_keeping_all_units_keeps_every_bit(config, axes):
         assert torch.equal(logits(same), logits(model)), axis.name
 
 
+def test_the_config_that_was_asked_about_stays_as_it_was(family):
+    config = tiny_config(TINY[family])
+    config.architectures = [class_name(family)]
+    before = copy.deepcopy(config)
+    find_axes(config)
+    assert vars(config) == vars(before)
+
+
 def test_what_an_architecture_cannot_be_cut_along_is_said(family, config):
     axes, refused = find_axes(copy.deepcopy(config))
     assert ("kv_groups" in refused) == ("hidden" in refused) == (family in AS_WIDE_AS_HIDDEN)

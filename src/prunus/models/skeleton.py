@@ -1,5 +1,6 @@
 """A transformers model with its architecture and no weights: parameters on the meta device, buffers real."""
 
+import copy
 from typing import Any
 
 import torch
@@ -50,6 +51,7 @@ def _expected_class(family: str) -> str:
 def build_skeleton(config: PretrainedConfig, *, trust_remote_code: bool = False) -> Any:
     """Build the model on the meta device, in evaluation mode, its experts observable. Takes no memory."""
     check_config(config)
+    config = copy.deepcopy(config)  # the experts' implementation is noted in it: the caller's stays as it was
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
             config, dtype=torch.float32, trust_remote_code=trust_remote_code

@@ -3,7 +3,8 @@
 Times a bare forward pass of the calibration tokens through all blocks and whole runs (loading, hashing, statistics,
 solving and saving included), in turn, in one process.
 
-usage: forward.py --calibration TRAIN.txt [--model DIR] [--samples 64] [--length 1024] [--methods ...] [--rounds 2]
+usage: forward.py --calibration TRAIN.txt [--model DIR] [--samples 64] [--length 1024] [--methods ...]
+                  [--dtype auto] [--rounds 2]
 """
 
 import argparse
@@ -15,7 +16,9 @@ from tempfile import TemporaryDirectory
 
 import prunus
 from prunus.calibration import BlockPass, HiddenStates, embed_all, hidden_shape
+from prunus.checkpoint import open_checkpoint
 from prunus.demo_model import fetch_demo_model
+from prunus.machine_choice import choose_dtype
 from prunus.models import StreamedModel, open_model
 from prunus.text.batches import TokenBatch, calibration_tokens
 from prunus.text.sources import parse_source
@@ -35,7 +38,7 @@ def bare_forward(model: StreamedModel, batch: TokenBatch) -> float:
 def whole_run(args: argparse.Namespace, method: str, out: Path) -> float:
     settings = {"calibration": (args.calibration,), "samples": args.samples, "length": args.length}
     start = time.perf_counter()
-    prunus.sparsify(args.model, out, method=method, dtype="float32", **settings)
+    prunus.sparsify(args.model, out, method=method, dtype=args.dtype, **settings)
     return time.perf_counter() - start
 
 
@@ -46,10 +49,13 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--methods", default="wanda,admm")
+    parser.add_argument("--dtype", default="auto")
     parser.add_argument("--rounds", type=int, default=2)
     args = parser.parse_args()
     args.model = args.model or str(fetch_demo_model())
-    model = open_model(args.model)
+    width = open_checkpoint(args.model).config.hidden_size
+    model = open_model(args.model, dtype=choose_dtype(args.dtype, "cpu", width))
+    args.dtype = str(model.dtype).removeprefix("torch.")
     sources = [parse_source(args.calibration)]
     batch = calibration_tokens(sources, model.tokenizer, samples=args.samples, length=args.length, seed=0)
     for method in args.methods.split(","):
@@ -60,7 +66,10 @@ def main() -> None:
             ratios.append(run / forward)
             seconds.append((round(forward, 1), round(run, 1)))
             print(f"round {number + 1}: {method} {run:.1f} s, bare forward {forward:.1f} s, ratio {run / forward:.2f}")
-        print(json.dumps({"method": method, "ratio": statistics.median(ratios), "seconds": seconds}), flush=True)
+        print(
+            json.dumps({"method": method, "dtype": args.dtype, "ratio": statistics.median(ratios), "seconds": seconds}),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """The table of methods and patterns: quality and time of every pair on one model, one text, one machine.
 
 Every row is one JSON line in RESULTS; a pair that is already there is skipped, so the table can be made in pieces.
+docs/measured/methods.jsonl is such a file, and `make docs` makes the table in docs/methods.md from it.
 
 usage: methods.py RESULTS.jsonl --calibration TRAIN.txt --test TEST.txt [--model DIR] [--samples 64] [--length 1024]
-                  [--windows 32] [--methods wanda,admm,...] [--patterns 0.5,2:4,...]
+                  [--windows 32] [--dtype auto] [--methods wanda,admm,...] [--patterns 0.5,2:4,...]
 """
 
 import argparse
@@ -11,14 +12,15 @@ import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import torch
 from torch import Tensor
 
 import prunus
 from prunus.benchmark import machine
 from prunus.calibration import StreamedSource
+from prunus.checkpoint import open_checkpoint
 from prunus.demo_model import fetch_demo_model
 from prunus.evaluation.evaluate import evaluate_text
+from prunus.machine_choice import choose_dtype
 from prunus.models import open_model
 from prunus.sparsity import METHODS
 from prunus.text.batches import TokenBatch, evaluation_windows
@@ -51,23 +53,33 @@ def measure(
             calibration=(args.calibration,),
             samples=args.samples,
             length=args.length,
-            dtype="float32",
+            dtype=args.dtype,
         )
-        sparse = StreamedSource(open_model(run.path), max_memory=MEMORY)
-        result = evaluate_text(sparse, dense, batch, against=args.model)
-        step = run.last_step
+        sparse = StreamedSource(open_model(run.path, dtype=dense.dtype), max_memory=MEMORY)
+        result = evaluate_text(sparse, dense, batch, against=None)
+    step, parent = run.last_step, result["against"]
     return {
         "method": method,
         "pattern": pattern,
+        "perplexity": round(result["perplexity"], 4),
+        "dense_perplexity": round(parent["perplexity"], 4),
+        "kl": round(parent["kl"], 5),
+        "top1_agreement": round(parent["top1_agreement"], 5),
         "seconds": step["seconds"],
         "solving_seconds": round(sum(row["seconds"] for row in step["matrices"]), 1),
         "peak_memory_bytes": step["peak_memory_bytes"],
-        "sparsity": step["sparsity"],
-        "calibration": step["calibration"],
-        "length": args.length,
-        "commit": machine()["commit"],
-        **result,
+        "model": Path(args.model).name,
+        "calibration": f"{args.samples} x {args.length} tokens of {Path(args.calibration).name}",
+        "test": f"{args.windows} x {args.length} tokens of {Path(args.test).name}",
+        "dtype": step["dtype"],
+        **conditions(),
     }
+
+
+def conditions() -> dict[str, object]:
+    """What a time depends on."""
+    here = machine()
+    return {key: here[key] for key in ("cpu", "threads", "torch", "commit")}
 
 
 def main() -> None:
@@ -79,13 +91,15 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--windows", type=int, default=32)
+    parser.add_argument("--dtype", default="auto")
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--patterns", default=",".join(PATTERNS))
     args = parser.parse_args()
     args.model = args.model or str(fetch_demo_model())
     rows = [json.loads(line) for line in args.results.read_text().splitlines()] if args.results.exists() else []
     done = {(row["method"], row["pattern"]) for row in rows}
-    dense = DenseOnce(open_model(args.model, dtype=torch.float32), max_memory=MEMORY)
+    dtype = choose_dtype(args.dtype, "cpu", open_checkpoint(args.model).config.hidden_size)
+    dense = DenseOnce(open_model(args.model, dtype=dtype), max_memory=MEMORY)
     text = parse_source(args.test)
     batch = evaluation_windows(text, dense.tokenizer, length=args.length, windows=args.windows)
     for pattern in args.patterns.split(","):

@@ -1,10 +1,12 @@
 """What calibration text does to the result: one method on several mixes, perplexity on two kinds of text.
 
 The last 500 problems of the arithmetic file are evaluated on and never calibrated on. Every row is one JSON line in
-RESULTS; a mix that is already there is skipped.
+RESULTS; a mix that is already there is skipped. docs/measured/mixes.jsonl is such a file, and `make docs` makes the
+table in docs/methods.md from it.
 
 usage: mixes.py RESULTS.jsonl --prose TRAIN.txt --prose-test TEST.txt --arithmetic PROBLEMS.jsonl [--model DIR]
                 [--method admm] [--pattern 0.5] [--samples 64] [--length 1024] [--windows 32]
+                [--dtype auto]
 """
 
 import argparse
@@ -14,7 +16,9 @@ from tempfile import TemporaryDirectory
 
 import prunus
 from prunus.benchmark import machine
+from prunus.checkpoint import open_checkpoint
 from prunus.demo_model import fetch_demo_model
+from prunus.machine_choice import choose_dtype
 
 HELD_OUT = 500  # problems
 MIXES = {
@@ -36,22 +40,36 @@ def split_problems(file: Path, folder: Path) -> tuple[Path, Path]:
 
 def perplexities(args: argparse.Namespace, model: str | Path, tests: dict[str, str]) -> dict[str, float]:
     """Perplexity on each kind of text."""
-    window = {"length": args.length, "windows": args.windows, "dtype": "float32"}
+    window = {"length": args.length, "windows": args.windows, "dtype": args.dtype}
     results = prunus.evaluate(model, text=tuple(tests.values()), **window)
-    return {kind: result["perplexity"] for kind, result in zip(tests, results, strict=True)}
+    return {kind: round(result["perplexity"], 4) for kind, result in zip(tests, results, strict=True)}
 
 
 def measure(args: argparse.Namespace, mix: str, folder: Path) -> dict[str, object]:
     train, test = split_problems(Path(args.arithmetic), folder)
     tests = {"prose": args.prose_test, "arithmetic": str(test)}
-    row: dict[str, object] = {"mix": mix, "method": args.method, "pattern": args.pattern, "samples": args.samples}
-    row |= {"length": args.length, "windows": args.windows, "dtype": "float32", "commit": machine()["commit"]}
+    row: dict[str, object] = {"mix": mix, **conditions(args)}
     if mix == "dense":
         return row | perplexities(args, args.model, tests)
     sources = tuple(source.format(prose=args.prose, arithmetic=train) for source in MIXES[mix])
     settings = {"samples": args.samples, "length": args.length, "method": args.method, "pattern": args.pattern}
-    run = prunus.sparsify(args.model, folder / "out", calibration=sources, dtype="float32", **settings)
-    return row | {"calibration": run.last_step["calibration"]} | perplexities(args, run.path, tests)
+    run = prunus.sparsify(args.model, folder / "out", calibration=sources, dtype=args.dtype, **settings)
+    windows = [source["windows"] for source in run.last_step["calibration"]]
+    return row | {"windows_of_each": windows} | perplexities(args, run.path, tests)
+
+
+def conditions(args: argparse.Namespace) -> dict[str, object]:
+    here = machine()
+    return {
+        "method": args.method,
+        "pattern": args.pattern,
+        "model": Path(args.model).name,
+        "samples": args.samples,
+        "length": args.length,
+        "windows": args.windows,
+        "dtype": str(choose_dtype(args.dtype, "cpu", open_checkpoint(args.model).config.hidden_size)),
+        **{key: here[key] for key in ("cpu", "torch", "commit")},
+    }
 
 
 def main() -> None:
@@ -66,6 +84,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--windows", type=int, default=32)
+    parser.add_argument("--dtype", default="auto")
     args = parser.parse_args()
     args.model = args.model or str(fetch_demo_model())
     done = {json.loads(line)["mix"] for line in args.results.read_text().splitlines()} if args.results.exists() else {}

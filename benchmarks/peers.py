@@ -1,10 +1,12 @@
 """Prunus against llm-compressor: the same work, in turn, in one run.
 
-SmolLM2-135M, fp32, the same calibration tokens, all attention and MLP projections; perplexity of every result on the
-first windows of the same test text, measured by one program. Times and peaks are of whole processes, loading and
-saving included. The machine must be quiet, and only ratios taken in one run count.
+SmolLM2-135M, fp32 weights, the same calibration tokens, all attention and MLP projections; perplexity of every result
+on the first windows of the same test text, measured by one program in fp32. The peer runs the forward pass in the dtype
+of the weights; ours runs in float32 and in what `--dtype auto` takes on the machine, a row each. Times and peaks are of
+whole processes, loading and saving included. The machine must be quiet, and only ratios taken in one run count.
 
 usage: peers.py --calibration TRAIN.txt --test TEST.txt [--model DIR] [--rounds N] [--only wanda:0.5,...]
+                [--dtypes auto,float32]
 
 This script needs nothing but Python: prunus runs in the environment that runs it, the peer in one that it makes under
 the cache folder (about 2 GB).
@@ -13,6 +15,7 @@ the cache folder (about 2 GB).
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -24,7 +27,7 @@ PEER = "llmcompressor==0.14.0.1"
 TORCH = "torch==2.13.0"
 HERE = Path(__file__).resolve().parent
 WORK = ("wanda:0.5", "sparsegpt:0.5", "sparsegpt:2:4")
-OURS_ONLY = {"sparsegpt:0.5": "admm:0.5", "sparsegpt:2:4": "admm:2:4"}
+BESIDE = {"sparsegpt:0.5": ("admm:0.5",), "sparsegpt:2:4": ("admm:2:4",)}  # what the peer lacks, beside its best
 SAMPLES, LENGTH, WINDOWS = 64, 1024, 32
 
 
@@ -54,12 +57,10 @@ def prunus(*arguments: object) -> list[object]:
     return [sys.executable, "-m", "prunus.cli", *arguments]
 
 
-def ours(args: argparse.Namespace, work: str, out: Path) -> list[object]:
+def ours(args: argparse.Namespace, work: str, dtype: str, out: Path) -> list[object]:
     method, _, pattern = work.partition(":")
     calibration = ("--calibration", args.calibration, "--samples", SAMPLES, "--length", LENGTH)
-    return prunus(
-        "sparsify", args.model, out, "--method", method, "--pattern", pattern, *calibration, "--dtype", "float32"
-    )
+    return prunus("sparsify", args.model, out, "--method", method, "--pattern", pattern, *calibration, "--dtype", dtype)
 
 
 def theirs(args: argparse.Namespace, work: str, tokens: Path, out: Path) -> list[object]:
@@ -86,36 +87,44 @@ def perplexity(args: argparse.Namespace, directory: Path) -> float:
     return float(json.loads(output.splitlines()[-1])["results"][0]["perplexity"])
 
 
-def compare(args: argparse.Namespace, work: str, scratch: Path) -> dict[str, object]:
-    """One row: medians over the rounds, ratios paired within a round."""
-    rounds = []
-    for number in range(args.rounds):
-        mine, peer = scratch / f"prunus-{work}-{number}", scratch / f"peer-{work}-{number}"
-        a = timed(ours(args, work, mine))
-        b = timed(theirs(args, work, scratch / "tokens.safetensors", peer))
-        best = timed(ours(args, OURS_ONLY[work], scratch / f"best-{work}-{number}")) if work in OURS_ONLY else None
-        rounds.append((a, b, best))
-    row: dict[str, object] = {
-        "work": work,
-        "rounds": args.rounds,
-        "prunus_seconds": statistics.median(a[0] for a, _, _ in rounds),
-        "peer_seconds": statistics.median(b[0] for _, b, _ in rounds),
-        "time_ratio": statistics.median(a[0] / b[0] for a, b, _ in rounds),
-        "memory_ratio": statistics.median(a[1] / b[1] for a, b, _ in rounds),
-        "prunus_peak_gib": rounds[0][0][1] / 2**30,
-        "peer_peak_gib": rounds[0][1][1] / 2**30,
-        "prunus_perplexity": perplexity(args, scratch / f"prunus-{work}-0"),
-        "peer_perplexity": perplexity(args, scratch / f"peer-{work}-0"),
-    }
-    if work in OURS_ONLY:
-        row |= {
-            "best": OURS_ONLY[work],
-            "best_seconds": statistics.median(best[0] for _, _, best in rounds if best),
-            "best_time_ratio": statistics.median(best[0] / b[0] for _, b, best in rounds if best),
-            "best_peak_gib": max(best[1] for _, _, best in rounds if best) / 2**30,
-            "best_perplexity": perplexity(args, scratch / f"best-{work}-0"),
+def compare(args: argparse.Namespace, work: str, scratch: Path) -> list[dict[str, object]]:
+    """A row for each of our methods and forward dtypes beside the peer's work; ratios are paired within a round."""
+    mine = [(w, dtype) for w in (work, *BESIDE.get(work, ())) for dtype in args.dtypes.split(",")]
+    commands = {f"{w}-{dtype}": ours(args, w, dtype, scratch / f"{w}-{dtype}") for w, dtype in mine}
+    commands["peer"] = theirs(args, work, scratch / "tokens.safetensors", scratch / "peer")
+    seconds, peak = in_turn(commands, scratch, args.rounds)
+    peer_perplexity = perplexity(args, scratch / "peer")
+    return [
+        {
+            "work": w,
+            "dtype": dtype,
+            "seconds": seconds[name],
+            "peak_gib": peak[name] / 2**30,
+            "perplexity": perplexity(args, scratch / name),
+            "peer": work,
+            "peer_seconds": seconds["peer"],
+            "peer_peak_gib": peak["peer"] / 2**30,
+            "peer_perplexity": peer_perplexity,
+            "time_ratio": statistics.median(a / b for a, b in zip(seconds[name], seconds["peer"], strict=True)),
+            "memory_ratio": peak[name] / peak["peer"],
         }
-    return row
+        for (w, dtype), name in zip(mine, commands, strict=False)
+    ]
+
+
+def in_turn(
+    commands: dict[str, list[object]], scratch: Path, rounds: int
+) -> tuple[dict[str, list[float]], dict[str, int]]:
+    """(seconds of every round, highest peak in bytes) of each command, which writes to a directory of its name."""
+    seconds: dict[str, list[float]] = {name: [] for name in commands}
+    peak = dict.fromkeys(commands, 0)
+    for _ in range(rounds):
+        for name, command in commands.items():
+            shutil.rmtree(scratch / name, ignore_errors=True)
+            elapsed, resident = timed(command)
+            seconds[name].append(round(elapsed, 1))
+            peak[name] = max(peak[name], resident)
+    return seconds, peak
 
 
 def main() -> None:
@@ -125,6 +134,7 @@ def main() -> None:
     parser.add_argument("--model", help="default: the demo's model")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--only", default=",".join(WORK))
+    parser.add_argument("--dtypes", default="auto,float32", help="of our forward pass; the peer's is float32")
     args = parser.parse_args()
     if args.model is None:
         code = "from prunus.demo_model import fetch_demo_model; print(fetch_demo_model())"
@@ -134,7 +144,8 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         save_tokens(args, Path(folder) / "tokens.safetensors")
         for work in args.only.split(","):
-            print(json.dumps(compare(args, work, Path(folder))), flush=True)
+            for row in compare(args, work, Path(folder)):
+                print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,14 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test with the folder it lives in: `pytest -m parity` runs tests/parity."""
+    for item in items:
+        item.add_marker(item.path.relative_to(Path(__file__).parent).parts[0])
+
+
 # --- a tiny byte tokenizer and a tiny Llama, made here so that no test downloads anything ---
 
 

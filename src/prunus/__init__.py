@@ -1,4 +1,4 @@
-"""Prunus makes large language models smaller and really faster, with the evidence beside every claim.
+"""Prunus prunes large language models, with the evidence beside every claim.
 
 >>> import prunus
 >>> run = prunus.sparsify("org/model", "out", method="admm", pattern="2:4")

@@ -9,17 +9,20 @@ from typing import Annotated, Any
 import typer
 
 from prunus import __version__
-from prunus.cli_options import Against, Device, Dtype, Memory, Model, Out, Trust, method_options, pairs, split
+from prunus import cli_options as opt
 from prunus.errors import UserError
 
 app = typer.Typer(
     name="prunus",
-    help="Make large language models smaller and really faster, with the evidence beside every claim.",
+    help="Prune large language models, with the evidence beside every claim.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     add_completion=False,
 )
+
+INTERRUPTED = 130
+GO_ON = ("sparsify", "run", "demo")  # what these verbs have finished stays finished when they are interrupted
 
 
 def _emit(result: Any) -> None:
@@ -29,52 +32,41 @@ def _emit(result: Any) -> None:
 
 @app.command()
 def sparsify(
-    model: Model,
-    out: Out,
+    model: opt.Model,
+    out: opt.Out,
     method: Annotated[str, typer.Option(help="See `prunus methods`.")] = "admm",
-    pattern: Annotated[
-        str, typer.Option(help="0.5 | 2:4, any N:M kept | 16x16:0.8 tiles | 0.5@row, 0.5@matrix.")
-    ] = "0.5",
+    pattern: opt.Pattern = "0.5",
     override: Annotated[list[str] | None, typer.Option(help="GLOB=PATTERN or GLOB=dense; repeatable.")] = None,
     protect: Annotated[list[str] | None, typer.Option(help="GLOB of matrices left dense; repeatable.")] = None,
     option: Annotated[list[str] | None, typer.Option(help="KEY=VALUE setting of the method; repeatable.")] = None,
     head: Annotated[bool, typer.Option("--head", help="Prune the output head too (not when tied).")] = False,
     polish: Annotated[bool, typer.Option(help="ADMM: refit the kept weights by conjugate gradients.")] = True,
-    allocation: Annotated[
-        str, typer.Option(help="uniform, model (one threshold), owl, dlp or sensitivity.")
-    ] = "uniform",
-    calibration: Annotated[
-        list[str] | None,
-        typer.Option(help="PATH | hf:NAME:split:column | self | builtin, each with =weight; repeatable."),
-    ] = None,
+    allocation: opt.Allocation = "uniform",
+    calibration: opt.Calibration = None,
     samples: Annotated[int, typer.Option(help="Calibration sequences.")] = 128,
     length: Annotated[int, typer.Option(help="Tokens per calibration sequence.")] = 2048,
-    propagate: Annotated[
-        str, typer.Option(help="sparse: later layers see pruned inputs; dense: original ones.")
-    ] = "sparse",
-    seed: int = 0,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
-    max_memory: Memory = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be done, and what it takes; touch nothing.")
-    ] = False,
-    trust_remote_code: Trust = False,
+    propagate: opt.Propagate = "sparse",
+    seed: opt.Seed = 0,
+    dtype: opt.Dtype = "auto",
+    device: opt.Device = "auto",
+    max_memory: opt.Memory = None,
+    dry_run: opt.DryRun = False,
+    trust_remote_code: opt.Trust = False,
 ) -> None:
     """Write a copy of MODEL with zeros in it. Interrupted, the same command goes on where it stopped.
 
     Example: `prunus sparsify org/model out --method admm --pattern 2:4 --calibration wiki.txt=2 --calibration self`
     """
     from prunus.cli_tables import show_estimate, show_sparsified
-    from prunus.steps.sparsify import estimate
+    from prunus.steps.dry_run import dry_run as rehearse
     from prunus.steps.sparsify import sparsify as step
 
     settings: dict[str, Any] = {
         "method": method,
         "pattern": pattern,
-        "overrides": pairs(override, "--override"),
+        "overrides": opt.pairs(override, "--override"),
         "protect": tuple(protect or ()),
-        "options": method_options(pairs(option, "--option"), polish),
+        "options": opt.method_options(method, opt.pairs(option, "--option"), polish),
         "head": head,
         "allocation": allocation,
         "calibration": tuple(calibration or ("self",)),
@@ -88,9 +80,9 @@ def sparsify(
         "trust_remote_code": trust_remote_code,
     }
     if dry_run:
-        expected = estimate(model, **settings)
-        show_estimate(expected)
-        _emit(expected.summary())
+        expected, remarks = rehearse(model, out, **settings)
+        show_estimate(expected, remarks)
+        _emit({**expected.summary(), "remarks": remarks})
     else:
         run = step(model, out, **settings)
         show_sparsified(run)
@@ -99,21 +91,19 @@ def sparsify(
 
 @app.command()
 def evaluate(
-    model: Model,
+    model: opt.Model,
     text: Annotated[list[str] | None, typer.Option(help="PATH | hf:NAME:split:column | builtin; repeatable.")] = None,
     length: Annotated[int, typer.Option(help="Tokens per window.")] = 2048,
     windows: Annotated[int | None, typer.Option(help="Only the first N windows.")] = None,
-    against: Against = None,
+    against: opt.Against = None,
     choices: Annotated[str | None, typer.Option(help="JSON lines with ctx, endings, label.")] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first N questions.")] = None,
     tasks: Annotated[list[str] | None, typer.Option(help="lm-eval tasks, comma separated (extra [eval]).")] = None,
-    prompt: Annotated[
-        list[str] | None, typer.Option(help="Show greedy continuations of this text; repeatable.")
-    ] = None,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
-    max_memory: Memory = None,
-    trust_remote_code: Trust = False,
+    prompt: opt.Prompts = None,
+    dtype: opt.Dtype = "auto",
+    device: opt.Device = "auto",
+    max_memory: opt.Memory = None,
+    trust_remote_code: opt.Trust = False,
 ) -> None:
     """Measure quality: perplexity, KL to the dense model, multiple choice, lm-eval tasks, continuations.
 
@@ -130,7 +120,7 @@ def evaluate(
         against=against,
         choices=choices,
         limit=limit,
-        tasks=tuple(split(tasks)),
+        tasks=tuple(opt.split(tasks)),
         prompts=tuple(prompt or ()),
         dtype=dtype,
         device=device,
@@ -143,15 +133,15 @@ def evaluate(
 
 @app.command()
 def bench(
-    model: Model,
-    against: Against = None,
+    model: opt.Model,
+    against: opt.Against = None,
     prompt_tokens: Annotated[int, typer.Option(help="Tokens of the prompt (prefill).")] = 512,
     new_tokens: Annotated[int, typer.Option(help="Tokens to generate (decode).")] = 128,
     repetitions: Annotated[int, typer.Option(help="Times each model is measured, in turn.")] = 5,
     threads: Annotated[int | None, typer.Option(help="CPU threads. Default: all.")] = None,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
-    trust_remote_code: Trust = False,
+    dtype: opt.BenchDtype = "auto",
+    device: opt.Device = "auto",
+    trust_remote_code: opt.Trust = False,
 ) -> None:
     """Measure speed and memory in transformers, interleaved with the dense model.
 
@@ -177,18 +167,21 @@ def bench(
 
 @app.command()
 def profile(
-    model: Model,
+    model: opt.Model,
     sensitivity: Annotated[bool, typer.Option("--sensitivity", help="Prune each block alone, measure KL.")] = False,
+    into: Annotated[str | None, typer.Option(help="A run made from MODEL, to keep --sensitivity in.")] = None,
     by: Annotated[str, typer.Option(help="Unit of --sensitivity: block or matrix.")] = "block",
     pattern: Annotated[str, typer.Option(help="Pattern for --sensitivity.")] = "0.5",
     text: Annotated[str, typer.Option(help="Text for --sensitivity.")] = "builtin",
     length: Annotated[int, typer.Option(help="Tokens per window for --sensitivity.")] = 256,
     windows: Annotated[int, typer.Option(help="Windows for --sensitivity.")] = 8,
-    trust_remote_code: Trust = False,
+    dtype: opt.Dtype = "auto",
+    device: opt.Device = "auto",
+    trust_remote_code: opt.Trust = False,
 ) -> None:
     """Show where parameters, bytes and FLOPs are, and which blocks bear pruning.
 
-    Example: `prunus profile org/model --sensitivity --pattern 2:4`
+    Example: `prunus profile org/model --sensitivity --pattern 2:4 --into out`
     """
     from prunus.cli_tables import show_profile
     from prunus.steps.profile import profile as step
@@ -196,11 +189,14 @@ def profile(
     result = step(
         model,
         sensitivity=sensitivity,
+        into=into,
         by=by,
         pattern=pattern,
         text=text,
         length=length,
         windows=windows,
+        dtype=dtype,
+        device=device,
         trust_remote_code=trust_remote_code,
     )
     show_profile(result)
@@ -210,9 +206,7 @@ def profile(
 @app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Directories that prunus made.")],
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The HTML file. Default: report.html in the last run.")
-    ] = None,
+    output: opt.Page = None,
 ) -> None:
     """Write one self-contained HTML page about one or more runs.
 
@@ -226,20 +220,20 @@ def report(
 @app.command()
 def run(
     recipe: Annotated[Path, typer.Argument(help="A YAML recipe; see recipes/.")],
-    out: Out,
-    max_memory: Memory = None,
-    trust_remote_code: Trust = False,
+    out: opt.Out,
+    max_memory: opt.Memory = None,
+    trust_remote_code: opt.Trust = False,
 ) -> None:
     """Carry out a recipe: steps chained, what is done is skipped.
 
     Example: `prunus run recipes/one-shot.yaml out`
     """
-    from prunus.cli_tables import show_sparsified
+    from prunus.cli_tables import show_steps
     from prunus.pipeline import run as chain
 
     result = chain(recipe, out, max_memory=max_memory, trust_remote_code=trust_remote_code)
-    show_sparsified(result)
-    _emit({**result.summary(), "step": "run"})
+    show_steps(result)
+    _emit({**result.summary(), "step": "run", "steps": result.steps})
 
 
 @app.command()
@@ -267,11 +261,12 @@ def methods() -> None:
 @app.command()
 def models() -> None:
     """List the model families and how each is tested. Example: `prunus models`."""
-    from prunus.cli_tables import show_models
+    from prunus.cli_tables import TESTS_OF_FAMILIES, show_models
     from prunus.models.families import FAMILIES
 
     show_models()
-    _emit({"models": [{"family": f.family, "name": f.name, "shape": f.shape} for f in FAMILIES]})
+    rows = [{"family": f.family, "name": f.name, "shape": f.shape} for f in FAMILIES]
+    _emit({"models": rows, "tested": TESTS_OF_FAMILIES})
 
 
 @app.command()
@@ -287,9 +282,11 @@ def main() -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here.", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as stop:
+        if stop.code == INTERRUPTED:  # typer lets no KeyboardInterrupt through: it exits like this
+            goes_on = sys.argv[1] in GO_ON
+            print(f"interrupted{'; the same command goes on from here' if goes_on else ''}.", file=sys.stderr)
+        raise
     except Exception:  # a bug: show where
         traceback.print_exc()
         sys.exit(1)

@@ -1,5 +1,6 @@
 """What people read: tables on stderr. The figures are the same as in the JSON on stdout."""
 
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -11,6 +12,13 @@ from prunus.sparsity import METHODS
 from prunus.steps.estimate import Estimate
 
 MB = 1e6
+TESTS_OF_FAMILIES = (
+    "a tiny random model of three blocks, saved by transformers in several shards",
+    "the logits of the block-by-block run equal those of transformers",
+    "every matrix of every block is found",
+    "pruned to 2:4, written and loaded by plain transformers in a fresh process, it gives the same logits",
+    "only the planned matrices have changed, and each of them is 2:4 everywhere",
+)
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -46,14 +54,13 @@ def show_methods() -> None:
 
 
 def show_models() -> None:
-    table = Table(
-        title="Families tested with tiny random models: streamed logits equal transformers', pruned, reloaded"
-    )
+    table = Table(title="Model families that are tested")
     for column in ("family", "models", "its blocks"):
         table.add_column(column)
     for family in FAMILIES:
         table.add_row(family.family, family.name, family.shape)
     console.print(table)
+    console.print(f"Each with {'; '.join(TESTS_OF_FAMILIES)}.")
     console.print("Other decoder-only families of the usual shape work too; what is not understood is refused by name.")
 
 
@@ -81,9 +88,13 @@ def show_sparsified(run: Run) -> None:
         f"{sparsity['all_parameters']:.2%} of all parameters are zero; {step['seconds']:.0f} s, peak "
         f"{step['peak_memory_bytes'] / 2**30:.2f} GiB, forward in {step['dtype']}."
     )
+    if isinstance(step["allocation"], dict):
+        from prunus.reporting.text import allocation  # here, so that other tables do not wait for the plots
+
+        console.print(allocation(step["allocation"]), markup=False, highlight=False, soft_wrap=True)
 
 
-def show_estimate(estimate: Estimate) -> None:
+def show_estimate(estimate: Estimate, remarks: list[str]) -> None:
     table = _table("Dry run: nothing was touched", "projection", "pattern", "shape", "matrices", "zeros")
     for row in estimate.by_projection:
         table.add_row(
@@ -100,6 +111,21 @@ def show_estimate(estimate: Estimate) -> None:
         f"{estimate.seconds / 60:.1f} minutes (within a factor of two), {estimate.sequences_in_memory} of "
         f"{estimate.sequences} sequences waiting in memory between stages, the others on disk."
     )
+    for remark in remarks:
+        console.print(f"note: {remark}", markup=False, highlight=False, soft_wrap=True)
+
+
+def show_steps(run: Run) -> None:
+    """What each step of a recipe gave, in order."""
+    for step in run.steps:
+        if step["step"] == "evaluate":
+            show_evaluations(step["results"])
+        elif step["step"] == "bench":
+            show_bench(step)
+        elif step["step"] == "report":
+            console.print(f"report: {step['output']}", markup=False, soft_wrap=True)
+        else:
+            show_sparsified(Run.open(Path(step["out"]), reused=step["reused"]))
 
 
 def show_evaluations(results: list[dict[str, Any]]) -> None:
@@ -135,7 +161,9 @@ def _show_choices(result: dict[str, Any]) -> None:
 
 
 def _show_any(result: dict[str, Any]) -> None:
-    console.print(f"{result['kind']} {result['dataset']}: {result.get('metrics')}", markup=False)
+    against = result.get("against")
+    dense = f" (dense {against['metrics']})" if against else ""
+    console.print(f"{result['kind']} {result['dataset']}: {result['metrics']}{dense}", markup=False)
 
 
 def show_continuations(result: dict[str, Any]) -> None:
@@ -148,7 +176,19 @@ def show_continuations(result: dict[str, Any]) -> None:
 
 
 def show_bench(result: dict[str, Any]) -> None:
-    console.print(result["verdict"], markup=False)
+    sides = {role: result[role] for role in ("dense", "model") if result[role]}
+    title = f"{result['engine']}, {result['prompt_tokens']} prompt and {result['new_tokens']} new tokens"
+    table = _table(f"{title}, {result['dtype']}, {result['threads']} threads", "", *sides)
+    table.add_row("first token, s (p50)", *(f"{side['ttft_seconds']['p50']:.3f}" for side in sides.values()))
+    table.add_row("prefill, tokens/s", *(f"{side['prefill_tokens_per_second']:.1f}" for side in sides.values()))
+    table.add_row("decode, tokens/s", *(f"{side['decode_tokens_per_second']:.1f}" for side in sides.values()))
+    table.add_row("peak memory, GiB", *(_gib(side["peak_memory_bytes"]) for side in sides.values()))
+    console.print(table)
+    console.print(result["verdict"] or "No verdict: name the dense model with --against to compare.", markup=False)
+
+
+def _gib(size: int | None) -> str:
+    return "not known" if size is None else f"{size / 2**30:.2f}"
 
 
 def show_profile(result: dict[str, Any]) -> None:
@@ -186,7 +226,7 @@ def _show_layers(layers: list[dict[str, Any]]) -> None:
 
 
 def _show_sensitivity(rows: list[dict[str, Any]]) -> None:
-    worst = max(row["kl"] for row in rows)
+    worst = max(1e-12, *(row["kl"] for row in rows))
     table = _table(f"Sensitivity: KL when pruned alone to {rows[0]['pattern']}", "unit", "KL (nats)", "")
     for row in rows:
         table.add_row(row["name"], f"{row['kl']:.5f}", "█" * max(1, round(30 * row["kl"] / worst)))

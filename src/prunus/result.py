@@ -9,11 +9,15 @@ from prunus.checkpoint import read_record
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A model directory made by prunus. `reused` tells that it was already there, made by the same step."""
+    """A model directory made by prunus. `reused` tells that it was already there, made by the same step.
+
+    `steps`, of a recipe, is what each of its steps gave, in order: what the step's own command ends its output with.
+    """
 
     path: Path
     record: dict[str, Any]
     reused: bool = False
+    steps: tuple[dict[str, Any], ...] = ()
 
     @property
     def last_step(self) -> dict[str, Any]:
@@ -34,6 +38,7 @@ class Run:
             "out": str(self.path),
             "reused": self.reused,
             "sparsity": step["sparsity"],
+            "allocation": step["allocation"],
             "seconds": step["seconds"],
             "peak_memory_bytes": step["peak_memory_bytes"],
         }

@@ -55,6 +55,11 @@ class SparsifySettings(Settings):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     device: str = "auto"
 
+    @property
+    def samples_itself(self) -> bool:
+        """Whether the model's own samples are among the calibration text."""
+        return any(source.partition("=")[0] == "self" for source in self.calibration)
+
     @field_validator("method")
     @classmethod
     def _known_method(cls, value: str) -> str:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from prunus.errors import UserError
-from prunus.sparsity import METHODS, NM, AdmmOptions, Pattern, Statistics, Unstructured, keep_highest, prune
+from prunus.sparsity import METHODS, NM, AdmmOptions, Pattern, Statistics, Unstructured, admm, keep_highest, prune
 
 GENERATOR = torch.Generator().manual_seed(4)
 INPUT_NI = torch.randn(90, 16, generator=GENERATOR, dtype=torch.float64) @ torch.randn(
@@ -64,3 +64,10 @@ def test_polish_reaches_the_least_squares_of_the_support() -> None:
 def test_impossible_settings_are_refused(setting: dict[str, float]) -> None:
     with pytest.raises(UserError, match="AdmmOptions"):
         AdmmOptions(**setting)  # type: ignore[arg-type]
+
+
+def test_inverses_made_one_at_a_time_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = (METHODS["admm"], WEIGHT_OI.float(), STATISTICS, NM(2, 4))
+    kept = prune(*arguments)
+    monkeypatch.setattr(admm, "KEPT_WIDTH", 0)
+    assert torch.equal(prune(*arguments).weight_OI, kept.weight_OI)

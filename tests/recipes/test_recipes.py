@@ -39,6 +39,7 @@ def test_shipped_recipe(path, tiny_llama_dir, tmp_path, monkeypatch):
     recipe = made_small(path, tmp_path, tiny_llama_dir)
     run = prunus.run(recipe, tmp_path / "out")
     assert not run.reused
+    assert [step["step"] for step in run.steps] == verbs
     assert len(run.record["history"]) == sum(verb in MAKES_A_MODEL for verb in verbs)
     last_model = max(n for n, verb in enumerate(verbs) if verb in MAKES_A_MODEL)
     assert len(run.record["benchmarks"]) == verbs.count("bench")

@@ -1,9 +1,17 @@
 """Allocations are searched, compared with uniform sparsity on held-out windows, and only the better one stays."""
 
+import multiprocessing
+import os
+import signal
+
 import pytest
 
 import prunus
 from prunus.errors import UserError
+from prunus.models import open_model
+from prunus.settings import SparsifySettings
+from prunus.steps import allocate
+from prunus.steps.calibration_text import calibration_batch
 
 TEXT = "".join(f"The {number} brown foxes jump over {number * 7} lazy dogs and go home. " for number in range(600))
 SETTINGS = {"method": "wanda", "samples": 8, "length": 64, "dtype": "float32", "device": "cpu"}
@@ -32,8 +40,6 @@ def test_the_better_of_allocation_and_uniform_stays(allocation, tiny_llama_dir, 
 
 
 def test_one_threshold_over_the_model_prunes_matrices_differently(tiny_llama_dir, tmp_path, text, monkeypatch):
-    from prunus.steps import allocate
-
     monkeypatch.setattr(
         allocate, "_held_out_kl", lambda _dense, directory, _batch, _budget: directory.name == "uniform"
     )
@@ -48,3 +54,71 @@ def test_an_allocation_needs_an_unstructured_pattern(tiny_llama_dir, tmp_path, t
         prunus.sparsify(
             tiny_llama_dir, tmp_path / "out", **SETTINGS, allocation="owl", pattern="2:4", calibration=(text,)
         )
+
+
+def killed_at(where, model, out, text):
+    """In a process of its own: search an allocation, and die at one of two moments of its end."""
+
+    def die(*_):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    record_choice = allocate._record_choice
+    if where == "before the name":
+        allocate._record_choice = lambda *choice: die(record_choice(*choice))
+    else:
+        allocate.sync_directory = die
+    prunus.sparsify(model, out, **SETTINGS, allocation="dlp", pattern="0.6", calibration=(text,))
+
+
+@pytest.mark.parametrize("where", ["before the name", "after the name"])
+def test_a_search_killed_at_its_end_goes_on_and_leaves_nothing(where, tiny_llama_dir, tmp_path, text, monkeypatch):
+    process = multiprocessing.get_context("forkserver").Process(
+        target=killed_at, args=(where, tiny_llama_dir, tmp_path / "out", text)
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert (tmp_path / "out").exists() == (where == "after the name")
+    monkeypatch.setattr(allocate, "_search", None)  # nothing is left to search
+    settings = {**SETTINGS, "allocation": "dlp", "pattern": "0.6", "calibration": (text,)}
+    run = prunus.sparsify(tiny_llama_dir, tmp_path / "out", **settings)
+    assert run.last_step["allocation"]["asked"] == "dlp"
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "text.txt"}
+
+
+def test_a_directory_of_trials_that_holds_something_else_is_left_alone(tiny_llama_dir, tmp_path, text):
+    mine = tmp_path / "out.allocation" / "notes.txt"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    with pytest.raises(UserError, match=r"holds notes\.txt, no trial of this run"):
+        prunus.sparsify(tiny_llama_dir, tmp_path / "out", allocation="owl", calibration=(text,), **SETTINGS)
+    assert mine.read_text() == "mine"
+
+
+def test_windows_that_judge_come_from_every_source_and_from_none_that_was_seen(tiny_llama_dir, tmp_path, text):
+    other = tmp_path / "other.txt"
+    other.write_text("0123456789 " * 2000)
+    settings = SparsifySettings(calibration=(text, str(other)), samples=24, length=64)
+    model = open_model(tiny_llama_dir)
+    seen = {tuple(row.tolist()) for row in calibration_batch(model, settings).tokens_NT}
+    judges = [tuple(row.tolist()) for row in allocate.held_out_windows(model, settings).tokens_NT]
+    assert len(judges) == allocate.HELD_OUT
+    assert not seen & set(judges)
+    digits = set(model.tokenizer("0123456789 ")["input_ids"])
+    assert {set(window) <= digits for window in judges} == {True, False}
+
+
+def test_sensitivity_is_not_measured_on_the_windows_that_judge(tiny_llama_dir, tmp_path, text, monkeypatch):
+    measured = []
+    real = allocate.sensitivity_of_windows
+    monkeypatch.setattr(
+        allocate,
+        "sensitivity_of_windows",
+        lambda m, tokens, *a, **k: measured.append(tokens) or real(m, tokens, *a, **k),
+    )
+    settings = {**SETTINGS, "allocation": "sensitivity", "calibration": (text,)}
+    prunus.sparsify(tiny_llama_dir, tmp_path / "out", **settings)
+    judges = allocate.held_out_windows(open_model(tiny_llama_dir), SparsifySettings(**settings)).tokens_NT
+    rows = {tuple(row.tolist()) for row in measured[0]}
+    assert rows
+    assert not rows & {tuple(row.tolist()) for row in judges}

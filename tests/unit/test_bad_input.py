@@ -1,51 +1,11 @@
 """Each mistake ends in one sentence on stderr, exit code 2, no traceback, and nothing that looks finished."""
 
 import json
-import shutil
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from transformers import BertConfig, LlamaConfig, LlamaForSequenceClassification, MambaConfig, T5Config
 
-from families import TINY, save_tiny
 from prunus import cli
-
-TEXT = "The quick brown fox jumps over the lazy dog and goes home. " * 400
-
-
-@pytest.fixture
-def model(tmp_path, tiny_llama_dir):
-    return Path(shutil.copytree(tiny_llama_dir, tmp_path / "model"))
-
-
-@pytest.fixture
-def text(tmp_path):
-    file = tmp_path / "text.txt"
-    file.write_text(TEXT)
-    return file
-
-
-@pytest.fixture
-def refused(tmp_path, capsys, monkeypatch):
-    """Run the command line; returns the one sentence it must end with."""
-
-    def run(*arguments: object, out: Path | None = tmp_path / "out") -> str:
-        monkeypatch.setattr("sys.argv", ["prunus", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        captured = capsys.readouterr()
-        assert stop.value.code == 2
-        assert "Traceback" not in captured.err
-        assert captured.out == ""
-        if out is not None:
-            assert not out.exists()
-        sentence = captured.err[captured.err.index("error: ") :].strip()
-        assert "\n" not in sentence
-        return sentence
-
-    return run
 
 
 def sparsify(model, tmp_path, *extra):
@@ -54,117 +14,6 @@ def sparsify(model, tmp_path, *extra):
 
 def calibrated(model, tmp_path, text, *extra):
     return ("sparsify", model, tmp_path / "out", "--method", "wanda", "--calibration", text, "--samples", 4, *extra)
-
-
-def test_no_such_path(refused, tmp_path):
-    assert "no such path: /no/where" in refused(*sparsify("/no/where", tmp_path))
-
-
-def test_a_file_is_not_a_model(refused, tmp_path, text):
-    assert "is a file, not a model directory" in refused(*sparsify(text, tmp_path))
-
-
-def test_not_a_model_directory(refused, tmp_path):
-    (tmp_path / "empty").mkdir()
-    assert "has no config.json" in refused(*sparsify(tmp_path / "empty", tmp_path))
-
-
-def test_damaged_config(refused, tmp_path, model):
-    (model / "config.json").write_text("{")
-    assert "not a JSON object" in refused(*sparsify(model, tmp_path))
-
-
-def test_unknown_architecture(refused, tmp_path, model):
-    edit_config(model, model_type="no_such_family")
-    assert "unsupported architecture 'no_such_family'" in refused(*sparsify(model, tmp_path))
-
-
-def edit_config(model, **changes):
-    file = model / "config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
-
-
-def save_config(config, model, architecture):
-    config.architectures = [architecture]
-    config.save_pretrained(model)
-
-
-def test_architecture_that_is_not_understood(refused, tmp_path, model):
-    save_config(MambaConfig(hidden_size=64, num_hidden_layers=2, vocab_size=64), model, "MambaForCausalLM")
-    sentence = refused(*sparsify(model, tmp_path))
-    assert "'mamba' is not supported" in sentence
-    assert "MambaMixer" in sentence
-
-
-def test_encoder_decoder(refused, tmp_path, model):
-    save_config(T5Config(), model, "T5ForConditionalGeneration")
-    assert "encoder-decoder" in refused(*sparsify(model, tmp_path))
-
-
-def test_classification_model(refused, tmp_path, model):
-    shutil.rmtree(model)
-    LlamaForSequenceClassification(LlamaConfig(**TINY["llama"].tiny_sizes)).save_pretrained(model)
-    assert "LlamaForSequenceClassification is not a causal language model" in refused(*sparsify(model, tmp_path))
-
-
-def test_masked_language_model(refused, tmp_path, model):
-    save_config(BertConfig(), model, "BertForMaskedLM")
-    assert "not a causal language model" in refused(*sparsify(model, tmp_path))
-
-
-def test_missing_shard(refused, tmp_path):
-    model = save_tiny(TINY["llama"], tmp_path / "sharded")
-    sorted(model.glob("*.safetensors"))[1].unlink()
-    assert "is missing from" in refused(*sparsify(model, tmp_path))
-
-
-def test_truncated_shard(refused, tmp_path, model):
-    file = model / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:-1000])
-    assert "corrupt or truncated" in refused(*sparsify(model, tmp_path))
-
-
-def test_corrupt_shard(refused, tmp_path, model):
-    (model / "model.safetensors").write_bytes(b"not safetensors at all")
-    assert "corrupt or truncated" in refused(*sparsify(model, tmp_path))
-
-
-def test_index_that_reaches_outside(refused, tmp_path):
-    model = save_tiny(TINY["llama"], tmp_path / "sharded")
-    index = model / "model.safetensors.index.json"
-    content = json.loads(index.read_text())
-    content["weight_map"]["model.norm.weight"] = "../text.safetensors"
-    index.write_text(json.dumps(content))
-    assert "outside its directory" in refused(*sparsify(model, tmp_path))
-
-
-def edit_tensors(model, **changes):
-    file = model / "model.safetensors"
-    tensors = {**load_file(file), **changes}
-    save_file({k: v for k, v in tensors.items() if v is not None}, file, metadata={"format": "pt"})
-
-
-UP = "model.layers.1.mlp.up_proj.weight"
-
-
-def test_tensor_of_the_wrong_shape(refused, tmp_path, model):
-    edit_tensors(model, **{UP: torch.zeros(3, 5)})
-    sentence = refused(*sparsify(model, tmp_path))
-    assert UP in sentence
-    assert "(3, 5)" in sentence
-
-
-def test_missing_tensor(refused, tmp_path, model):
-    edit_tensors(model, **{UP: None})
-    assert f"no tensor for {UP}" in refused(*sparsify(model, tmp_path))
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_nan_or_inf_is_named(refused, tmp_path, model, value):
-    weight = load_file(model / "model.safetensors")[UP]
-    weight[1, 2] = value
-    edit_tensors(model, **{UP: weight})
-    assert f"tensor {UP}" in refused(*sparsify(model, tmp_path))
 
 
 @pytest.mark.parametrize("sparsity", ["1.0", "1.5", "-0.1", "nan", "half"])
@@ -188,6 +37,18 @@ def test_unknown_method(refused, tmp_path, model):
 
 def test_unknown_option_of_a_method(refused, tmp_path, model):
     assert "unknown option 'speed'" in refused(*sparsify(model, tmp_path, "--option", "speed=9"))
+
+
+@pytest.mark.parametrize("method", ["magnitude", "wanda"])
+def test_no_polish_with_a_method_that_never_polishes(refused, tmp_path, model, method):
+    sentence = refused("sparsify", model, tmp_path / "out", "--method", method, "--no-polish")
+    assert f"method {method!r} never polishes" in sentence
+    assert "--method admm" in sentence
+
+
+def test_no_polish_beside_a_number_of_polish_steps(refused, tmp_path, model):
+    command = ("sparsify", model, tmp_path / "out", "--option", "polish=3", "--no-polish")
+    assert "contradict" in refused(*command)
 
 
 def test_glob_that_matches_nothing(refused, tmp_path, model):
@@ -247,23 +108,6 @@ def test_out_below_a_file(refused, tmp_path, model, text):
     assert "cannot write" in sentence
 
 
-def test_already_quantized(refused, tmp_path, model):
-    edit_config(model, quantization_config={"quant_method": "gptq", "bits": 4})
-    assert "already quantized (gptq)" in refused(*sparsify(model, tmp_path))
-
-
-def test_pickle_only(refused, tmp_path, model):
-    (model / "model.safetensors").rename(model / "pytorch_model.bin")
-    sentence = refused(*sparsify(model, tmp_path))
-    assert "pickle" in sentence
-    assert "save_pretrained" in sentence
-
-
-def test_remote_code_without_the_flag(refused, tmp_path, model):
-    edit_config(model, auto_map={"AutoModelForCausalLM": "modeling_x.X"})
-    assert "--trust-remote-code" in refused(*sparsify(model, tmp_path))
-
-
 def test_memory_that_cannot_be_read(refused, tmp_path, model, text):
     assert "memory 'lots'" in refused(*calibrated(model, tmp_path, text, "--length", 64, "--max-memory", "lots"))
 
@@ -277,6 +121,25 @@ def test_device_that_is_not_there(refused, tmp_path, model, device):
     if device == "cuda" and torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
     assert f"device '{device}'" in refused(*sparsify(model, tmp_path, "--device", device))
+
+
+@pytest.mark.parametrize("verb", [("bench",), ("evaluate", "--text", "builtin"), ("profile", "--sensitivity")])
+def test_device_that_is_not_there_for_other_verbs(refused, model, verb):
+    assert "device 'warp' is unknown" in refused(verb[0], model, *verb[1:], "--device", "warp")
+
+
+@pytest.mark.parametrize(
+    ("wish", "expected"),
+    [
+        (("--length", 1024), "over the model's maximum of 512"),
+        (("--length", 1), "length=1"),
+        (("--windows", 0), "windows=0"),
+        (("--by", "head"), "by='head'"),
+        (("--dtype", "int8"), "dtype 'int8'"),
+    ],
+)
+def test_sensitivity_that_cannot_be_measured(refused, model, text, wish, expected):
+    assert expected in refused("profile", model, "--sensitivity", "--text", text, *wish)
 
 
 def test_nothing_to_evaluate(refused, model):
@@ -309,6 +172,7 @@ def test_unquoted_pattern_in_a_recipe(refused, tmp_path, model):
         ("[{sparsify: {samples: 0}}]", "samples=0"),
         ('[{sparsify: {method: magnitude, pattern: "2:5"}}]', "2:5"),
         ("[{sparsify: {protect: ['*.no']}}]", "matches no matrix"),
+        ('[{sparsify: {allocation: owl, pattern: "2:4"}}]', "allocation 'owl' decides"),
     ],
 )
 def test_bad_recipes(refused, tmp_path, model, steps, expected):

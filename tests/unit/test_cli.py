@@ -1,5 +1,7 @@
 """The command line: every verb teaches by an example, ends its stdout with one JSON object, and tells how it went."""
 
+import importlib
+import inspect
 import json
 
 import pytest
@@ -7,7 +9,9 @@ import typer
 
 from prunus import __version__, cli
 from prunus.benchmark import measurement
-from prunus.checkpoint import read_record
+from prunus.checkpoint import OutputDirectory, read_record
+from prunus.errors import UserError
+from prunus.settings import BenchSettings, EvaluateSettings, SparsifySettings
 
 VERBS = sorted(typer.main.get_command(cli.app).commands)
 TEXT = "".join(f"The {n} brown foxes jump over {n * 7} lazy dogs and go home. " for n in range(300))
@@ -87,17 +91,72 @@ def test_exit_code_2_for_a_mistake(prunus, tmp_path):
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize(
-    ("error", "code", "said"), [(KeyboardInterrupt(), 130, "interrupted"), (ZeroDivisionError("bug"), 1, "Traceback")]
-)
-def test_other_exit_codes(prunus, monkeypatch, error, code, said):
-    def fail(**_: object) -> None:
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_option_has_its_help(verb):
+    command = typer.main.get_command(cli.app).commands[verb]
+    assert [option.name for option in command.params if not option.help] == []
+
+
+def test_a_bug_shows_where_it_is(prunus, monkeypatch):
+    replace_step(monkeypatch, "bench", ZeroDivisionError("bug"))
+    code, _, err = prunus("bench", "model")
+    assert code == 1
+    assert "Traceback" in err
+
+
+def replace_step(monkeypatch, verb, error):
+    """The verb does its own work up to the call of its step, which raises; returns what the step was called with."""
+    called = {}
+
+    def fail(*_: object, **settings: object) -> None:
+        called.update(settings)
         raise error
 
-    monkeypatch.setattr(cli, "app", fail)
-    found = prunus("version")
-    assert found[0] == code
-    assert said in found[2]
+    monkeypatch.setattr(importlib.import_module(f"prunus.steps.{verb}"), verb, fail)
+    return called
+
+
+def test_interrupted_the_same_command_goes_on(prunus, result_of, tiny_llama_dir, tmp_path, monkeypatch):
+    save = OutputDirectory.save_progress
+
+    def save_then_interrupt(self, state):
+        save(self, state)
+        raise KeyboardInterrupt
+
+    command = ("sparsify", tiny_llama_dir, tmp_path / "out", "--method", "magnitude")
+    monkeypatch.setattr(OutputDirectory, "save_progress", save_then_interrupt)
+    code, out, err = prunus(*command)
+    assert (code, out) == (130, "")
+    assert err.splitlines()[-1] == "interrupted; the same command goes on from here."
+    monkeypatch.setattr(OutputDirectory, "save_progress", save)
+    assert result_of(*command)["sparsity"]["pruned_matrices"] == 0.5
+
+
+def test_interrupted_where_nothing_goes_on(prunus, monkeypatch):
+    replace_step(monkeypatch, "bench", KeyboardInterrupt())
+    code, _, err = prunus("bench", "model")
+    assert (code, err) == (130, "interrupted.\n")
+
+
+@pytest.mark.parametrize(
+    ("verb", "settings"),
+    [("sparsify", SparsifySettings), ("evaluate", EvaluateSettings), ("bench", BenchSettings)],
+)
+def test_defaults_are_those_of_the_settings(prunus, monkeypatch, verb, settings):
+    called = replace_step(monkeypatch, verb, UserError("far enough"))
+    prunus(verb, "model", *["out"] * (verb == "sparsify"))
+    typed = {name: called[name] for name in settings.model_fields}  # every setting can be typed
+    assert settings.check(**typed) == settings()
+    assert not called["trust_remote_code"]
+    assert called.get("max_memory") is None
+
+
+def test_defaults_of_profile_are_those_of_the_function(prunus, monkeypatch):
+    step = importlib.import_module("prunus.steps.profile").profile
+    called = replace_step(monkeypatch, "profile", UserError("far enough"))
+    prunus("profile", "model")
+    parameters = inspect.signature(step).parameters.values()
+    assert called == {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
 # --- sparsify ---
@@ -113,14 +172,6 @@ def test_sparsify_and_again(result_of, tiny_llama_dir, tmp_path, text):
     step = read_record(tmp_path / "out")["history"][-1]
     assert step["settings"]["method"] == "admm"
     assert sum(part["windows"] for part in step["calibration"]) == 4
-
-
-def test_dry_run_touches_nothing(result_of, tiny_llama_dir, tmp_path, text):
-    before = sorted(tmp_path.rglob("*"))
-    result = result_of("sparsify", tiny_llama_dir, tmp_path / "out", "--calibration", text, "--dry-run", *SMALL)
-    assert result["dry_run"] is True
-    assert result["zeros"] == result["weights"] // 2
-    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_overrides_and_protect(result_of, tiny_llama_dir, tmp_path):
@@ -142,6 +193,17 @@ def test_method_options_are_numbers(prunus, result_of, tiny_llama_dir, tmp_path,
     result_of(*command, "--option", "stages=1", "--option", "damping=0.01", "--no-polish")
     settings = read_record(tmp_path / "out")["history"][-1]["settings"]
     assert settings["options"] == {"stages": 1, "damping": 0.01, "polish": 0}
+
+
+def test_a_rejected_allocation_is_said(prunus, tiny_llama_dir, tmp_path, text, monkeypatch):
+    allocate = importlib.import_module("prunus.steps.allocate")
+    monkeypatch.setattr(allocate, "mean_kl", lambda *_: 1.0)  # no better than uniform
+    command = ("sparsify", tiny_llama_dir, tmp_path / "out", "--method", "magnitude", "--allocation", "model")
+    code, out, err = prunus(*command, "--calibration", text, *SMALL)
+    assert code == 0, err
+    assert "Allocation model was rejected, so sparsity is uniform" in " ".join(err.split())
+    result = json.loads(out.splitlines()[-1])
+    assert (result["allocation"]["asked"], result["allocation"]["used"]) == ("model", "uniform")
 
 
 # --- the other verbs ---
@@ -176,19 +238,17 @@ def test_bench(result_of, quick_bench, sparse, tiny_llama_dir):
     assert len(read_record(sparse)["benchmarks"]) == 1
 
 
-def test_profile(result_of, tiny_llama_dir):
-    result = result_of("profile", tiny_llama_dir)
-    assert result["step"] == "profile"
-    assert result["bytes"] == 4 * result["parameters"]
-    assert len(result["layers"]) == 2
-    assert "sensitivity" not in result
+def test_bench_without_the_dense_model_shows_figures(prunus, quick_bench, tiny_llama_dir):
+    _, _, err = prunus("bench", tiny_llama_dir, "--prompt-tokens", 8, "--new-tokens", 3, "--repetitions", 1)
+    assert "decode, tokens/s" in err
+    assert "--against" in err
+    assert "None" not in err
 
 
-def test_profile_with_sensitivity(result_of, tiny_llama_dir, text):
-    asked = ("--sensitivity", "--pattern", "2:4", "--text", text, "--length", 32, "--windows", 2)
-    rows = result_of("profile", tiny_llama_dir, *asked)["sensitivity"]
-    assert [row["block"] for row in rows] == [0, 1]
-    assert all(row["kl"] > 0 for row in rows)
+def test_bench_help_tells_the_truth_about_dtype(prunus):
+    _, out, _ = prunus("bench", "--help")
+    assert "the checkpoint's own" in " ".join(out.split())
+    assert "measured)" not in out
 
 
 def test_report(result_of, sparse, tmp_path):
@@ -197,20 +257,40 @@ def test_report(result_of, sparse, tmp_path):
     assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
 
 
-def test_run_and_again(result_of, tiny_llama_dir, tmp_path, text):
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(
+@pytest.fixture
+def recipe(tiny_llama_dir, tmp_path, text):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(
         f"version: 1\nmodel: {tiny_llama_dir}\nsteps:\n"
         f'  - sparsify: {{method: wanda, pattern: "2:4", calibration: [{text}], samples: 4, length: 32}}\n'
         f"  - evaluate: {{text: [{text}], length: 32, windows: 2, against: dense}}\n"
+        "  - bench: {against: dense, prompt_tokens: 8, new_tokens: 3, repetitions: 2}\n  - report\n"
     )
+    return file
+
+
+def test_run_and_again(result_of, quick_bench, recipe, tmp_path):
     first, second = (result_of("run", recipe, tmp_path / "out") for _ in range(2))
     assert first["step"] == "run"
     assert (first["reused"], second["reused"]) == (False, True)
     assert len(read_record(tmp_path / "out")["evaluations"]) == 1
+    assert [step["step"] for step in first["steps"]] == ["sparsify", "evaluate", "bench", "report"]
+    _, evaluated, benched, reported = first["steps"]
+    assert evaluated["results"][0]["against"]["kl"] > 0
+    assert benched["verdict"]
+    assert reported["output"] == str(tmp_path / "out" / "report.html")
+    assert second["steps"][1:] == first["steps"][1:]
+
+
+def test_run_shows_its_evidence(prunus, quick_bench, recipe, tmp_path):
+    _, _, err = prunus("run", recipe, tmp_path / "out")
+    for shown in ("2:4", "perplexity", "decode, tokens/s", "No verdict: 2 repetitions", "report.html"):
+        assert shown in err, shown
 
 
 def test_methods_models_and_version(result_of):
     assert {"magnitude", "wanda", "ria", "sparsegpt", "admm"} <= {m["method"] for m in result_of("methods")["methods"]}
-    assert {"llama", "gpt2", "mixtral"} <= {m["family"] for m in result_of("models")["models"]}
+    models = result_of("models")
+    assert {"llama", "gpt2", "mixtral"} <= {m["family"] for m in models["models"]}
+    assert any("logits" in sentence for sentence in models["tested"])
     assert result_of("version") == {"prunus": __version__}

@@ -2,8 +2,10 @@
 
 import json
 import math
+import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,13 +13,15 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from in_memory import InMemory
 from prunus.cache import cache_dir
 from prunus.demo_model import NAME
 from prunus.errors import UserError
-from prunus.evaluation import InMemory, continuations, evaluate_model, lm_eval_tasks
+from prunus.evaluation import continuations, evaluate_model, lm_eval_tasks
 from prunus.evaluation import source as source_module
 from prunus.evaluation.choices import ChoiceTask, score_choices
 from prunus.evaluation.divergence import token_agreement, token_kl
+from prunus.steps.evaluate import evaluate
 from prunus.text import parse_source
 
 SHARED_DATA = Path(__file__).parents[2].parent / "shared" / "data"
@@ -184,6 +188,52 @@ def test_continuations_are_greedy_and_side_by_side(tiny_llama_dir: Path, dense: 
         ids.append(int(all_logits(dense, torch.tensor(ids))[-1].argmax()))
     expected = dense.tokenizer.decode(ids[start:], skip_special_tokens=True)
     assert result["items"] == [{"prompt": "Once", "dense": expected, "sparse": expected}]
+
+
+def test_continuations_run_in_the_dtype_asked_for(tiny_llama_dir: Path) -> None:
+    asked = {"prompts": ("Once",), "against": str(tiny_llama_dir), "dtype": "bfloat16", "device": "cpu"}
+    (result,) = evaluate(tiny_llama_dir, **asked)
+    assert (result["dtype"], result["device"]) == ("bfloat16", "cpu")
+
+
+@pytest.fixture
+def asked_of_lm_eval(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """In place of lm-eval: the arguments of each call; the n-th model has an accuracy of n."""
+    calls: list[dict[str, Any]] = []
+
+    def simple_evaluate(**arguments: Any) -> dict[str, Any]:
+        calls.append(arguments)
+        return {"results": {"quiz": {"acc,none": len(calls)}}, "versions": {"quiz": 1}, "n-shot": {"quiz": 0}}
+
+    def task_manager(include_path: str | None) -> Any:
+        return SimpleNamespace(all_tasks=["quiz"])
+
+    monkeypatch.setitem(
+        sys.modules, "lm_eval", SimpleNamespace(simple_evaluate=simple_evaluate, __version__="0", __path__=[])
+    )
+    monkeypatch.setitem(sys.modules, "lm_eval.tasks", SimpleNamespace(TaskManager=task_manager))
+    return calls
+
+
+def test_tasks_run_as_asked_for_the_dense_model_too(
+    asked_of_lm_eval: list[dict[str, Any]], tiny_llama_dir: Path, tmp_path: Path
+) -> None:
+    model, dense = (shutil.copytree(tiny_llama_dir, tmp_path / name) for name in ("model", "dense"))
+    asked = {"tasks": ("quiz",), "against": str(dense), "dtype": "bfloat16", "device": "cpu"}
+    (result,) = evaluate(model, trust_remote_code=True, **asked)
+    arguments = [call["model_args"] for call in asked_of_lm_eval]
+    assert arguments == [
+        {"pretrained": str(path), "dtype": "bfloat16", "trust_remote_code": True} for path in (model, dense)
+    ]
+    assert {call["device"] for call in asked_of_lm_eval} == {"cpu"}
+    assert (result["dtype"], result["metrics"]) == ("bfloat16", {"acc,none": 1})
+    assert result["against"] == {"path": str(dense), "metrics": {"acc,none": 2}}
+
+
+def test_tasks_without_a_dense_model(asked_of_lm_eval: list[dict[str, Any]], tiny_llama_dir: Path) -> None:
+    (result,) = evaluate(tiny_llama_dir, tasks=("quiz",), device="cpu")
+    assert "against" not in result
+    assert len(asked_of_lm_eval) == 1
 
 
 def test_tasks_without_the_extra_name_the_extra(tiny_llama_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

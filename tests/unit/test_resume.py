@@ -1,10 +1,14 @@
 """Killed at any moment, the same command goes on; two processes cannot write one output; a full disk says so."""
 
+import contextlib
 import errno
 import json
 import multiprocessing
+import os
 import random
 import shutil
+import signal
+import sys
 import time
 from pathlib import Path
 
@@ -15,11 +19,13 @@ from transformers import PreTrainedTokenizerFast
 
 import prunus
 from families import TINY, save_tiny
+from prunus import cli
 from prunus.calibration import staged_run
+from prunus.checkpoint import open_checkpoint
 from prunus.checkpoint import output as output_module
 from prunus.errors import UserError
 from prunus.models.families import Family
-from prunus.steps import estimate
+from prunus.steps import memory_plan
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["prunus.steps.sparsify"])
@@ -54,8 +60,8 @@ def text(tmp_path_factory):
     return file
 
 
-def start(model, out, text):
-    process = SERVER.Process(target=sparsify_once, args=(model, out, text))
+def start(model, out, text, target=sparsify_once):
+    process = SERVER.Process(target=target, args=(model, out, text))
     process.start()
     return process
 
@@ -87,6 +93,79 @@ def test_killed_at_ten_random_moments_gives_the_same_bytes(deep_model, text, tmp
     assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
     names = {file.name for file in (tmp_path / "killed").iterdir()}
     assert names == {file.name for file in (tmp_path / "whole").iterdir()}
+
+
+# --- killed by itself at one chosen moment; each of these is the target of a process of its own ---
+
+
+def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed_while_sequences_wait_on_disk(model, out, text):
+    memory_plan.WAITING_BYTES = 1
+    spilled, seen = staged_run.Spilled, []
+
+    def spill_then_die(held, file):
+        seen.append(spilled(held, file))
+        return die() if len(seen) == 200 else seen[-1]
+
+    staged_run.Spilled = spill_then_die
+    sparsify_once(model, out, text)
+
+
+def with_head(model, out, text):
+    torch.set_num_threads(1)
+    prunus.sparsify(model, out, calibration=(str(text),), head=True, **SETTINGS)
+
+
+def killed_after_the_head(model, out, text):
+    output_module.OutputDirectory.finish = die
+    with_head(model, out, text)
+
+
+def killed_before_the_first_block(model, out, text):
+    output_module.OutputDirectory.save_progress = die
+    sparsify_once(model, out, text)
+
+
+def killed_between_name_and_clearing(model, out, text):
+    output_module.sync_directory = die
+    sparsify_once(model, out, text)
+
+
+def kill_one(model, out, text, target):
+    process = start(model, out, text, target)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    ("killed", "whole"),
+    [
+        (killed_while_sequences_wait_on_disk, sparsify_once),
+        (killed_after_the_head, with_head),
+        (killed_before_the_first_block, sparsify_once),
+        (killed_between_name_and_clearing, sparsify_once),
+    ],
+)
+def test_killed_at_a_delicate_moment_gives_the_same_bytes(killed, whole, deep_model, text, tmp_path):
+    whole(deep_model, tmp_path / "whole", text)
+    kill_one(deep_model, tmp_path / "killed", text, killed)
+    whole(deep_model, tmp_path / "killed", text)
+    assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
+    names = {file.name for file in (tmp_path / "killed").iterdir()}
+    assert names == {file.name for file in (tmp_path / "whole").iterdir()}
+    assert {file.name for file in tmp_path.iterdir()} == {"whole", "killed"}
+
+
+def test_nothing_of_a_model_killed_early_gets_into_another(deep_model, text, tmp_path):
+    kill_one(deep_model, tmp_path / "out", text, killed_before_the_first_block)
+    assert list((tmp_path / "out.partial").glob("*.safetensors"))
+    other = add_tokenizer(save_tiny(TINY["llama"], tmp_path / "model"))
+    sparsify_once(other, tmp_path / "out", text)
+    written = {file.name for file in (tmp_path / "out").glob("*.safetensors")}
+    assert written == {info.file.name for info in open_checkpoint(tmp_path / "out").tensors.values()}
 
 
 def blocks_done(partial: Path) -> int:
@@ -121,19 +200,30 @@ def interrupt_after_block(monkeypatch, number):
 
 def test_sequences_that_wait_on_disk_change_nothing(deep_model, text, tmp_path, monkeypatch):
     sparsify_once(deep_model, tmp_path / "all", text)
-    monkeypatch.setattr(estimate, "WAITING_BYTES", 1)
+    monkeypatch.setattr(memory_plan, "WAITING_BYTES", 1)
     sparsify_once(deep_model, tmp_path / "one", text)
     assert weights(tmp_path / "all") == weights(tmp_path / "one")
 
 
-def test_a_second_process_is_refused(deep_model, text, tmp_path):
-    (tmp_path / "out.partial").mkdir()
-    import fcntl
+def refused_by_the_command_line(model, out, text):
+    options = ["--calibration", text, "--samples", "12", "--length", "48", "--method", "admm"]
+    sys.argv = [str(word) for word in ["prunus", "sparsify", model, out, *options]]
+    with out.with_name("stderr").open("w") as stderr, contextlib.redirect_stderr(stderr):
+        cli.main()
 
-    with (tmp_path / "out.partial" / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="another process is writing"):
-            sparsify_once(deep_model, tmp_path / "out", text)
+
+def test_of_two_real_processes_the_second_is_refused(deep_model, text, tmp_path):
+    first = start(deep_model, tmp_path / "out", text)
+    while not blocks_done(tmp_path / "out.partial"):
+        time.sleep(0.01)
+    os.kill(first.pid, signal.SIGSTOP)  # it holds its lock for as long as it takes
+    second = start(deep_model, tmp_path / "out", text, refused_by_the_command_line)
+    second.join()
+    os.kill(first.pid, signal.SIGCONT)
+    first.join()
+    assert (first.exitcode, second.exitcode) == (0, 2)
+    assert "another process is writing" in (tmp_path / "stderr").read_text()
+    assert (tmp_path / "out" / "prunus.json").exists()
 
 
 def test_other_settings_do_not_continue_a_partial_run(deep_model, text, tmp_path, monkeypatch):
@@ -178,7 +268,7 @@ def test_a_full_disk_while_sequences_wait_says_so(deep_model, text, tmp_path, mo
     def disk_is_full(_storages, _folder):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(estimate, "WAITING_BYTES", 1)
+    monkeypatch.setattr(memory_plan, "WAITING_BYTES", 1)
     monkeypatch.setattr(staged_run, "Spilled", disk_is_full)
     with pytest.raises(UserError, match="no space left on the disk"):
         sparsify_once(deep_model, tmp_path / "out", text)
@@ -186,8 +276,6 @@ def test_a_full_disk_while_sequences_wait_says_so(deep_model, text, tmp_path, mo
 
 
 def test_too_small_a_disk_is_said_before_the_work(deep_model, text, tmp_path, monkeypatch):
-    import shutil
-
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
     with pytest.raises(UserError, match="no space"):
@@ -205,3 +293,13 @@ def test_a_run_on_a_run_continues_the_history(deep_model, text, tmp_path):
     sparsify_once(deep_model, tmp_path / "one", text)
     two = prunus.sparsify(tmp_path / "one", tmp_path / "two", method="magnitude", pattern="0.7")
     assert [step["settings"]["pattern"] for step in two.record["history"]] == ["0.5", "0.7"]
+
+
+def test_a_directory_that_prunus_did_not_make_is_left_alone(deep_model, text, tmp_path):
+    mine = tmp_path / "out.partial" / "notes.txt"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    with pytest.raises(UserError, match="was not made by prunus"):
+        sparsify_once(deep_model, tmp_path / "out", text)
+    assert mine.read_text() == "mine"
+    assert not (tmp_path / "out").exists()

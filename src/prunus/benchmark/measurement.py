@@ -4,23 +4,26 @@ Repetitions interleave the two models and alternate who goes first, since a mach
 than most speed-ups are worth; only ratios paired within one repetition become a claim.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from transformers import AutoConfig
 
 from prunus.benchmark.machine import machine
 from prunus.benchmark.memory import peak_memory
 from prunus.benchmark.statistics import percentiles, speedup, verdict
 from prunus.benchmark.transformers_engine import Times, Work, decode_bytes, generate, load, prompt, vocabulary
+from prunus.checkpoint import open_checkpoint
 from prunus.errors import UserError
+from prunus.machine_choice import DTYPES, choose_device
+from prunus.models.skeleton import check_config
 from prunus.progress import progress
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+Given = TypeVar("Given")
+Made = TypeVar("Made")
 
 
 def measure(
@@ -45,7 +48,7 @@ def measure(
         prompt_tokens=prompt_tokens,
         new_tokens=new_tokens,
         dtype=dtype,
-        device="cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu"),
+        device=choose_device(device),
         threads=threads if threads is not None else torch.get_num_threads(),
         trust_remote_code=trust_remote_code,
     )
@@ -53,11 +56,11 @@ def measure(
     directories = {"model": Path(directory)} | ({"dense": Path(against)} if against is not None else {})
     for path in directories.values():
         _check_directory(path, work)
-    memory = {role: peak_memory(path, work) for role, path in directories.items()}
+    memory = _for_each("Peak memory", directories, lambda path: peak_memory(path, work))
     before = torch.get_num_threads()
     torch.set_num_threads(work.threads)
     try:
-        models = {role: load(path, work) for role, path in directories.items()}
+        models = _for_each("Loading", directories, lambda path: load(path, work))
         times = _interleaved(models, work, repetitions)
     finally:
         torch.set_num_threads(before)
@@ -72,18 +75,15 @@ def _check_work(work: Work, repetitions: int) -> None:
     for name, (given, least) in numbers.items():
         if given < least:
             raise UserError(f"{name} is {given}: give a whole number of at least {least}")
-    if work.dtype not in DTYPES:
-        raise UserError(f"dtype is {work.dtype!r}: give one of {', '.join(DTYPES)}")
-    if work.device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"device is {work.device!r}, and torch sees no CUDA device here: give 'cpu' or 'auto'")
+    if work.dtype not in ("auto", *DTYPES):
+        raise UserError(f"dtype is {work.dtype!r}: give one of auto, {', '.join(DTYPES)}")
 
 
 def _check_directory(directory: Path, work: Work) -> None:
-    """Refuse, before any weight is read, what is not a model directory or is too short for the work."""
-    if not (directory / "config.json").is_file():
-        raise UserError(f"{directory} is not a model directory: no config.json; give what save_pretrained wrote")
-    config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=work.trust_remote_code)
-    longest = getattr(config.get_text_config(), "max_position_embeddings", None)
+    """Refuse, before any weight is read, what is not a causal language model or is too short for the work."""
+    config = open_checkpoint(directory, trust_remote_code=work.trust_remote_code).config
+    check_config(config, trust_remote_code=work.trust_remote_code)
+    longest = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
     asked = work.prompt_tokens + work.new_tokens
     if longest is not None and asked > longest:
         raise UserError(
@@ -92,13 +92,25 @@ def _check_directory(directory: Path, work: Work) -> None:
         )
 
 
+def _for_each(what: str, given: Mapping[str, Given], make: Callable[[Given], Made]) -> dict[str, Made]:
+    """What `make` gives for each model, under a progress bar."""
+    made = {}
+    with progress(what, len(given)) as advance:
+        for role, value in given.items():
+            made[role] = make(value)
+            advance(1)
+    return made
+
+
 def _interleaved(models: dict[str, Any], work: Work, repetitions: int) -> dict[str, list[Times]]:
     """The times of every model and repetition, the order reversed every other repetition, after a warm-up each."""
     ids = {role: prompt(vocabulary(model), work) for role, model in models.items()}
-    for role, model in models.items():
-        generate(model, ids[role], min(work.new_tokens, 4))
+    with progress("Warming up", len(models)) as advance:
+        for role, model in models.items():
+            generate(model, ids[role], min(work.new_tokens, 4))
+            advance(1)
     times: dict[str, list[Times]] = {role: [] for role in models}
-    with progress("benchmark", repetitions * len(models)) as advance:
+    with progress("Benchmark", repetitions * len(models)) as advance:
         for repetition in range(repetitions):
             for role in sorted(models, reverse=repetition % 2 == 1):
                 times[role].append(generate(models[role], ids[role], work.new_tokens))

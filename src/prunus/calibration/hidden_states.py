@@ -5,12 +5,16 @@ Shapes: N = sequences, T = tokens, H = hidden.
 
 import mmap
 import os
+import tempfile
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
+
+from prunus.checkpoint.output import full_disk_is_an_error
+from prunus.machine_choice import half_of_free_memory
 
 CHUNK_BYTES = 1 << 24
 
@@ -34,6 +38,17 @@ class HiddenStates:
             self._map = mmap.mmap(file.fileno(), num_elements * dtype.itemsize)
         self.states_NTH = torch.frombuffer(self._map, dtype=dtype).view(shape)
 
+    @classmethod
+    def scratch(cls, shape: tuple[int, int, int], dtype: torch.dtype, max_memory: int | None = None) -> Self:
+        """In memory; past `max_memory` bytes (None: half of what is free) in a temporary file without a name."""
+        if shape[0] * shape[1] * shape[2] * dtype.itemsize <= (max_memory or half_of_free_memory()):
+            return cls(shape, dtype)
+        with (
+            full_disk_is_an_error(Path(tempfile.gettempdir())),
+            tempfile.NamedTemporaryFile(prefix="prunus-hidden-") as file,  # unlinked at once, mapped until let go
+        ):
+            return cls(shape, dtype, Path(file.name))
+
     def __getitem__(self, index: int) -> Tensor:
         """Return sequence `index` as (1, T, H), a view."""
         return self.states_NTH[index : index + 1]
@@ -52,4 +67,5 @@ class HiddenStates:
         crc = 0
         for start in range(0, flat.size, CHUNK_BYTES):
             crc = zlib.crc32(flat[start : start + CHUNK_BYTES], crc)
+            self.release()
         return crc

@@ -6,6 +6,7 @@ Shapes: T = tokens, I = in_features.
 from collections.abc import Collection
 from itertools import pairwise
 
+import torch
 from torch import Tensor
 
 from prunus.sparsity.methods import Statistics
@@ -21,18 +22,24 @@ class Recorder:
         self._num_tokens = 0
         self._sq_norm_I: Tensor | None = None
         self._gram_II: Tensor | None = None
+        self._scratch_TI: Tensor | None = None
 
     def add(self, x_TI: Tensor) -> None:
         """Take the inputs of some tokens, padding already removed."""
-        x_TI = x_TI.float()
         self._num_tokens += x_TI.shape[0]
         if "gram" in self._needs:
             if self._gram_II is None:
-                self._gram_II = x_TI.new_zeros(x_TI.shape[1], x_TI.shape[1])
-            _add_upper_products(self._gram_II, x_TI)
+                self._gram_II = torch.zeros(x_TI.shape[1], x_TI.shape[1], device=x_TI.device)
+            _add_upper_products(self._gram_II, x_TI if x_TI.dtype == torch.float32 else self._scratch(x_TI).copy_(x_TI))
         elif "input_sq_norm" in self._needs:
-            sq_norm_I = x_TI.square().sum(0)  # six times as fast as a vector norm over the rows
+            sq_norm_I = self._scratch(x_TI).copy_(x_TI).square_().sum(0)  # six times as fast as a norm over the rows
             self._sq_norm_I = sq_norm_I if self._sq_norm_I is None else self._sq_norm_I.add_(sq_norm_I)
+
+    def _scratch(self, x_TI: Tensor) -> Tensor:
+        """Room for fp32 values of this shape, the same for every call: fresh memory costs more than the arithmetic."""
+        if self._scratch_TI is None or len(self._scratch_TI) < len(x_TI):
+            self._scratch_TI = torch.empty(x_TI.shape, device=x_TI.device)
+        return self._scratch_TI[: len(x_TI)]
 
     def statistics(self) -> Statistics:
         """Return the means over all tokens seen. The recorder is spent afterwards: the Gram is finished in place."""

@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from prunus.errors import UserError
 
@@ -140,10 +141,17 @@ def _read_config(path: Path, trust_remote_code: bool) -> PretrainedConfig:
         model_type = raw.get("model_type")
     except (ValueError, AttributeError) as error:
         raise UserError(f"{file} is not a JSON object ({error}); restore it from the original model.") from error
-    if raw.get("auto_map") and not trust_remote_code:
+    native = model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES  # transformers prefers its own class then, and so do we
+    if raw.get("auto_map") and not native and not trust_remote_code:
         raise UserError(
             f"{path} needs code of its own to load (auto_map in config.json); read that code, then allow it with "
             "--trust-remote-code."
+        )
+    if quantization := raw.get("quantization_config"):
+        kind = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+        raise UserError(
+            f"the checkpoint is already quantized ({kind}); prune the original full-precision weights first and "
+            "quantize afterwards."
         )
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)

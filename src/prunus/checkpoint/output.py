@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -26,6 +26,7 @@ from prunus.checkpoint.record import RECORD_NAME, read_record, write_json
 from prunus.errors import UserError
 
 PROGRESS_NAME = "progress.json"
+LOCK_NAME = "lock"
 
 
 def fingerprint(settings: dict[str, Any], source: Checkpoint) -> str:
@@ -58,22 +59,38 @@ class OutputDirectory:
         raise UserError(f"{self.out} exists and is not the result of these settings; remove it or choose another OUT.")
 
     def __enter__(self) -> Self:
+        if self.partial.exists() and not (self.partial / LOCK_NAME).exists() and any(self.partial.iterdir()):
+            raise UserError(f"{self.partial} is in the way and was not made by prunus; move it or choose another OUT.")
         with full_disk_is_an_error(self.out):
             self.partial.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.partial / "lock").open("w")
+        self._lock = (self.partial / LOCK_NAME).open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(self._lock.fileno()).st_nlink == 0:  # its owner was through and removed it a moment ago
+                raise BlockingIOError
         except BlockingIOError as error:
             self._lock.close()
             raise UserError(f"another process is writing {self.out}; wait for it or choose another OUT.") from error
+        self._clear_what_nobody_goes_on_from()
         return self
+
+    def _clear_what_nobody_goes_on_from(self) -> None:
+        """Drop what a process left that was killed before its first block: perhaps files of another model."""
+        if not (self.partial / PROGRESS_NAME).exists():
+            for file in self.partial.iterdir():
+                if file.is_file() and file.name != LOCK_NAME:
+                    file.unlink()
 
     def __exit__(
         self, _type: type[BaseException] | None, _error: BaseException | None, _traceback: TracebackType | None
     ) -> None:
-        if self.partial.exists() and not (self.partial / PROGRESS_NAME).exists():
-            shutil.rmtree(self.partial)  # nothing worth going on from
+        self._drop_partial()
         self._lock.close()
+
+    def _drop_partial(self) -> None:
+        """Remove the partial directory unless a run can go on from it."""
+        if not (self.partial / PROGRESS_NAME).exists():
+            shutil.rmtree(self.partial, ignore_errors=True)
 
     def progress(self) -> dict[str, Any] | None:
         """What an interrupted run of this same step saved last; None for a fresh start.
@@ -122,8 +139,17 @@ class OutputDirectory:
 
     def _clean(self) -> None:
         """Drop what only a resume needs. After the rename, so that an interruption at any point loses nothing."""
-        for file in [*self.out.glob("hidden-*"), self.out / PROGRESS_NAME, self.out / "lock"]:
+        waiting = [*self.out.glob("hidden-*"), *self.out.glob("prunus-waiting-*")]
+        for file in [*waiting, self.out / PROGRESS_NAME, self.out / LOCK_NAME]:
             file.unlink(missing_ok=True)
+        with suppress(OSError):  # there is none, or somebody's search is not through
+            trials_of(self.out).rmdir()
+        self._drop_partial()
+
+
+def trials_of(out: Path) -> Path:
+    """Where a step that tries several models for OUT makes them; empty once one of them has become OUT."""
+    return out.with_name(out.name + ".allocation")
 
 
 def check_place(out: Path, source: Path) -> None:

@@ -3,10 +3,9 @@
 from prunus.evaluation.continuations import continuations
 from prunus.evaluation.evaluate import evaluate_choices, evaluate_model, evaluate_text
 from prunus.evaluation.lm_eval_tasks import lm_eval_tasks
-from prunus.evaluation.source import InMemory, LogitSource
+from prunus.evaluation.source import LogitSource
 
 __all__ = [
-    "InMemory",
     "LogitSource",
     "continuations",
     "evaluate_choices",

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from prunus.errors import UserError
 from prunus.evaluation.perplexity import token_nll
-from prunus.evaluation.source import LogitSource, logit_slices
+from prunus.evaluation.source import LogitSource, check_finite, logit_slices, max_length, name_of
 from prunus.progress import progress
 from prunus.text.sources import decode_file, json_rows, text_sha256
 
@@ -30,11 +30,21 @@ PAD_TO = 32  # rows of one padded length go through the model together: few pass
 
 @dataclass(frozen=True, slots=True)
 class ChoiceTask:
-    """One question: the start of a text, its possible endings, and the index of the right one."""
+    """One question: the start of a text, its possible endings, the index of the right one, and its line in the file."""
 
     context: str
     endings: tuple[str, ...]
     label: int
+    line: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Questions:
+    """The tasks of one file, and the SHA-256 of its text."""
+
+    path: Path
+    sha256: str
+    tasks: list[ChoiceTask]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,20 +64,20 @@ class Choices:
     tasks: int
 
 
-def read_tasks(path: Path, limit: int | None = None) -> tuple[list[ChoiceTask], str]:
-    """Return the first `limit` tasks of a file and the SHA-256 of its text; UserError names a bad line."""
+def read_questions(path: Path, limit: int | None = None) -> Questions:
+    """Return the first `limit` tasks of a file; UserError names a bad line."""
     content = decode_file(path)
     tasks = [_task(row, path, number) for number, row in json_rows(content, path)][:limit]
     if not tasks:
         raise UserError(f"'{path}' holds no tasks: write lines with 'ctx', 'endings' and 'label'.")
-    return tasks, text_sha256(content)
+    return Questions(path, text_sha256(content), tasks)
 
 
 def score_choices(source: LogitSource, tasks: list[ChoiceTask], progress_text: str) -> Choices:
-    """Answer every task with the model; raises UserError when an ending leaves no token to score."""
-    tokenizer = source.tokenizer
-    rows = [_row(task, ending, tokenizer) for task in tasks for ending in task.endings]
-    sums = iter(_log_likelihoods(source, rows, progress_text))
+    """Answer every task with the model; raises UserError as `token_rows` does, and when the model gives NaN."""
+    found = _log_likelihoods(source, token_rows(source, tasks), progress_text)
+    check_finite({"log-likelihood": sum(found)}, name_of(source), "the choices")
+    sums = iter(found)
     right, right_norm = [], []
     for task in tasks:
         scores = [next(sums) for _ in task.endings]
@@ -89,15 +99,26 @@ def _task(row: dict[str, Any], path: Path, number: int) -> ChoiceTask:
     texts = isinstance(context, str) and isinstance(endings, list) and all(isinstance(e, str) and e for e in endings)
     if not (texts and isinstance(label, int) and 0 <= label < len(endings or [])):
         raise UserError(f"Line {number} of '{path}' is no task: it needs 'ctx', 'endings' and a 'label'.")
-    return ChoiceTask(str(context), tuple(endings or ()), label)
+    return ChoiceTask(str(context), tuple(endings or ()), label, number)
 
 
-def _row(task: ChoiceTask, ending: str, tokenizer: Any) -> _Row:
+def token_rows(source: LogitSource, tasks: list[ChoiceTask]) -> list[_Row]:
+    """Return one row per ending; UserError names the line of a task that is too long or leaves nothing."""
+    tokenizer, maximum = source.tokenizer, max_length(source)
+    return [_row(task, ending, tokenizer, maximum) for task in tasks for ending in task.endings]
+
+
+def _row(task: ChoiceTask, ending: str, tokenizer: Any, maximum: int | None) -> _Row:
     """Tokenise context and ending together, so that the tokens are those of running text."""
     given = len(tokenizer(task.context, verbose=False)["input_ids"])
     tokens = tokenizer(f"{task.context} {ending}", verbose=False)["input_ids"]
     if not 0 < given < len(tokens):
-        raise UserError(f"The task '{task.context[:40]}' leaves no tokens to score: give a longer context and endings.")
+        raise UserError(f"The task on line {task.line} leaves no tokens to score: give a longer context and endings.")
+    if maximum is not None and len(tokens) > maximum:
+        raise UserError(
+            f"The task on line {task.line} takes {len(tokens)} tokens, over the model's maximum of {maximum}: shorten "
+            "it or leave it out."
+        )
     return _Row(tokens, given)
 
 
@@ -106,7 +127,8 @@ def _log_likelihoods(source: LogitSource, rows: list[_Row], progress_text: str) 
     sums = [0.0] * len(rows)
     buckets: dict[int, list[int]] = defaultdict(list)
     for index, row in enumerate(rows):
-        buckets[math.ceil(len(row.tokens) / PAD_TO) * PAD_TO].append(index)
+        width = math.ceil(len(row.tokens) / PAD_TO) * PAD_TO
+        buckets[min(width, max_length(source) or width)].append(index)
     for width, indices in sorted(buckets.items()):
         tokens_NT = torch.tensor([rows[i].tokens + [0] * (width - len(rows[i].tokens)) for i in indices])
         hidden_NTH = source.final_hidden(tokens_NT, f"{progress_text}, {width} tokens")

@@ -9,17 +9,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prunus.progress import progress, quiet_libraries
 
-PROMPTS = (
-    "The capital of France is",
-    "Water boils when",
-)
-
 
 def continuations(
     dense: Path,
     sparse: Path,
     *,
-    prompts: Sequence[str] = PROMPTS,
+    prompts: Sequence[str],
     new_tokens: int = 40,
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
@@ -40,6 +35,7 @@ def continuations(
         "decoding": "greedy",
         "new_tokens": new_tokens,
         "dtype": str(dtype).removeprefix("torch."),
+        "device": device,
         "engine": "transformers",
         "items": [
             {"prompt": prompt, "dense": dense_text, "sparse": sparse_text}
@@ -53,11 +49,12 @@ def continue_greedily(
 ) -> list[str]:
     """Return the new text that one model writes after each prompt, at most `new_tokens` tokens."""
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    with quiet_libraries():
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, trust_remote_code=trust_remote_code)
-    model = model.to(device).eval()
     texts = []
-    with progress(f"Continuations of {path.name}", total=len(prompts)) as advance:
+    with progress(f"Continuations of {path.name}", total=1 + len(prompts)) as advance:
+        with quiet_libraries():
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, trust_remote_code=trust_remote_code)
+        model = model.to(device).eval()
+        advance(1)
         for prompt in prompts:
             texts.append(_continue(model, tokenizer, prompt, new_tokens))
             advance(1)

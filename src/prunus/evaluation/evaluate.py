@@ -15,10 +15,10 @@ import transformers
 from torch import Tensor
 
 from prunus.errors import UserError
-from prunus.evaluation.choices import read_tasks, score_choices
+from prunus.evaluation.choices import Questions, read_questions, score_choices, token_rows
 from prunus.evaluation.divergence import summarise_divergence, token_agreement, token_kl
 from prunus.evaluation.perplexity import summarise_nll, token_nll
-from prunus.evaluation.source import LogitSource, logit_slices
+from prunus.evaluation.source import LogitSource, check_finite, logit_slices, max_length, name_of
 from prunus.progress import progress
 from prunus.text.batches import TokenBatch, evaluation_windows
 from prunus.text.sources import TextSource
@@ -42,23 +42,32 @@ def evaluate_model(
     """Return one JSON-able result per text (perplexity) and for the file of choices, each with its conditions.
 
     With `dense`, each result carries the same metric of the dense model under `against`, with `against` as its path,
-    and, for texts, KL(dense || sparse) in nats per token and top-1 agreement. UserError for text that is too short.
+    and, for texts, KL(dense || sparse) in nats per token and top-1 agreement. UserError, before anything is measured,
+    for texts and choices that do not serve; later for figures that are NaN or infinite.
     """
-    config = source.config.get_text_config(decoder=True)
-    maximum = getattr(config, "max_position_embeddings", None)
-    if dense is not None:
-        _check_same_vocabulary(config.vocab_size, dense.config.get_text_config(decoder=True).vocab_size)
-    results = []
-    for text in texts:
-        batch = evaluation_windows(text, source.tokenizer, length=length, windows=windows, max_length=maximum)
-        results.append(evaluate_text(source, dense, batch, against=against))
-    if choices is not None:
-        results.append(evaluate_choices(source, dense, choices, limit=limit, against=against))
+    sources = [source] if dense is None else [source, dense]
+    _check_same_vocabulary(sources)
+    longest = min((maximum for one in sources if (maximum := max_length(one))), default=None)
+    batches = [
+        evaluation_windows(text, source.tokenizer, length=length, windows=windows, max_length=longest) for text in texts
+    ]
+    questions = None if choices is None else _questions(choices, limit, sources)
+    results = [evaluate_text(source, dense, batch, against=against) for batch in batches]
+    if questions is not None:
+        results.append(evaluate_choices(source, dense, questions, against=against))
     return results
 
 
+def _questions(path: Path, limit: int | None, sources: list[LogitSource]) -> Questions:
+    """Return the questions of a file, all of which every model can read."""
+    questions = read_questions(path, limit)
+    for source in sources:
+        token_rows(source, questions.tasks)
+    return questions
+
+
 def evaluate_text(source: LogitSource, dense: LogitSource | None, batch: TokenBatch, *, against: str | None) -> Result:
-    """Return perplexity of one batch of windows, against the dense model when there is one."""
+    """Return perplexity of one batch of windows, against the dense model when there is one. UserError for NaN."""
     facts = batch.description[0]
     sources = [source] if dense is None else [source, dense]
     hidden = [s.final_hidden(batch.tokens_NT, f"Perplexity, {who}") for s, who in zip(sources, ROLES, strict=False)]
@@ -71,44 +80,55 @@ def evaluate_text(source: LogitSource, dense: LogitSource | None, batch: TokenBa
         "stride": batch.tokens_NT.shape[1],
         "windows": batch.tokens_NT.shape[0],
         **conditions(source),
-        **asdict(summarise_nll(nll_NT, facts["scored_bytes"])),
+        **_perplexity(source, nll_NT, facts),
     }
     if beside:
         dense_nll_NT, kl_NT, agree_NT = beside
-        parent = asdict(summarise_nll(dense_nll_NT, facts["scored_bytes"]))
-        result["against"] = {"path": against, **parent, **asdict(summarise_divergence(kl_NT, agree_NT))}
+        parent = _perplexity(sources[1], dense_nll_NT, facts)
+        apart = asdict(summarise_divergence(kl_NT, agree_NT))
+        check_finite(apart, name_of(source), facts["source"])
+        result["against"] = {"path": against, **parent, **apart}
     return result
+
+
+def _perplexity(source: LogitSource, nll_NT: Tensor, facts: dict[str, Any]) -> dict[str, Any]:
+    numbers = asdict(summarise_nll(nll_NT, facts["scored_bytes"]))
+    check_finite(numbers, name_of(source), facts["source"])
+    return numbers
 
 
 def mean_kl(source: LogitSource, dense: LogitSource, tokens_NT: Tensor) -> float:
-    """Return KL(dense || sparse), mean nats per token, on given windows."""
+    """Return KL(dense || sparse), mean nats per token, on given windows. UserError when it is NaN or infinite."""
     hidden = [s.final_hidden(tokens_NT, f"KL, {who}") for s, who in zip((source, dense), ROLES, strict=True)]
     kl_NT = _measure([source, dense], tokens_NT, hidden)[2]
-    return kl_NT.double().mean().item()
+    kl = kl_NT.double().mean().item()
+    check_finite({"KL": kl}, name_of(source), "held-out text")
+    return kl
 
 
 def evaluate_choices(
-    source: LogitSource, dense: LogitSource | None, path: Path, *, limit: int | None, against: str | None
+    source: LogitSource, dense: LogitSource | None, questions: Questions, *, against: str | None
 ) -> Result:
-    """Return multiple-choice accuracy on a local file, with the dense model's beside it."""
-    tasks, sha256 = read_tasks(path, limit)
+    """Return multiple-choice accuracy on the questions of a file, with the dense model's beside it."""
     result = {
         "kind": "choices",
-        "dataset": str(path),
-        "dataset_sha256": sha256,
+        "dataset": str(questions.path),
+        "dataset_sha256": questions.sha256,
         "normalised_by": "UTF-8 bytes of the ending",
         **conditions(source),
-        **asdict(score_choices(source, tasks, f"Choices, {ROLES[0]}")),
+        **asdict(score_choices(source, questions.tasks, f"Choices, {ROLES[0]}")),
     }
     if dense is not None:
-        result["against"] = {"path": against, **asdict(score_choices(dense, tasks, f"Choices, {ROLES[1]}"))}
+        beside = score_choices(dense, questions.tasks, f"Choices, {ROLES[1]}")
+        result["against"] = {"path": against, **asdict(beside)}
     return result
 
 
-def _check_same_vocabulary(size: int, dense_size: int) -> None:
-    if size != dense_size:
+def _check_same_vocabulary(sources: list[LogitSource]) -> None:
+    sizes = [source.config.get_text_config(decoder=True).vocab_size for source in sources]
+    if len(set(sizes)) > 1:
         raise UserError(
-            f"The models' vocabularies differ ({size} and {dense_size} tokens), so KL has no meaning: "
+            f"The models' vocabularies differ ({sizes[0]} and {sizes[1]} tokens), so KL has no meaning: "
             "compare with the dense model that this one was made from."
         )
 

@@ -32,17 +32,24 @@ def token_nll(logits_tV: Tensor, targets_t: Tensor) -> Tensor:
 
 
 def summarise_nll(nll_NT: Tensor, scored_bytes: int | None = None) -> Perplexity:
-    """Turn the NLL of every scored token (N windows of T - 1) into a perplexity."""
+    """Turn the NLL of every scored token (N windows of T - 1) into a perplexity; infinite when no float64 holds it."""
     nll = nll_NT.double().mean().item()
     error = standard_error(nll_NT)
     return Perplexity(
-        perplexity=math.exp(nll),
-        perplexity_standard_error=None if error is None else math.exp(nll) * error,
+        perplexity=_exp(nll),
+        perplexity_standard_error=None if error is None else _exp(nll) * error,
         nll=nll,
         nll_standard_error=error,
         bits_per_byte=nll * nll_NT.numel() / math.log(2) / scored_bytes if scored_bytes else None,
         scored_tokens=nll_NT.numel(),
     )
+
+
+def _exp(x: float) -> float:
+    try:
+        return math.exp(x)
+    except OverflowError:
+        return math.inf
 
 
 def standard_error(values_NT: Tensor) -> float | None:

@@ -6,11 +6,14 @@ as the vocabulary, exist only for a slice of one window.
 Shapes: N = windows, T = tokens, H = hidden width, V = vocabulary.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from prunus.errors import UserError
 
 POSITIONS_AT_ONCE = 256
 
@@ -38,29 +41,6 @@ class LogitSource(Protocol):
         ...
 
 
-class InMemory:
-    """A `LogitSource` over a transformers model that is already loaded (small models, tests)."""
-
-    def __init__(self, model: Any, tokenizer: Any) -> None:
-        self.model, self.tokenizer, self.config = model.eval(), tokenizer, model.config
-        self.dtype: torch.dtype = model.dtype
-
-    @torch.inference_mode()
-    def final_hidden(self, tokens_NT: Tensor, progress_text: str) -> Tensor:
-        """Return the last hidden states, one window at a time; `progress_text` is not shown."""
-        base = self.model.base_model
-        return torch.cat(
-            [base(tokens_1T, use_cache=False).last_hidden_state for tokens_1T in torch.split(tokens_NT, 1)]
-        )
-
-    @torch.inference_mode()
-    def logits(self, tokens_1T: Tensor, hidden_1TH: Tensor) -> Tensor:
-        """Apply the output head; families that rescale their logits afterwards are not served here."""
-        assert getattr(self.config, "final_logit_softcapping", None) is None
-        logits_1TV: Tensor = self.model.get_output_embeddings()(hidden_1TH).float()
-        return logits_1TV
-
-
 def logit_slices(
     sources: list[LogitSource], tokens_1T: Tensor, hidden: list[Tensor], *, first: int = 0
 ) -> Iterator[tuple[list[Tensor], Tensor]]:
@@ -73,3 +53,24 @@ def logit_slices(
         pairs = zip(sources, hidden, strict=True)
         logits = [source.logits(tokens_1T[:, start:stop], h_1TH[:, start:stop])[0] for source, h_1TH in pairs]
         yield logits, tokens_1T[0, start + 1 : stop + 1].to(logits[0].device)
+
+
+def max_length(source: LogitSource) -> int | None:
+    """The longest window that the model was made for; None when it does not say."""
+    longest: int | None = getattr(source.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return longest
+
+
+def name_of(source: LogitSource) -> str:
+    """The path of the model, as it was loaded."""
+    return str(getattr(source.config, "name_or_path", "") or "the model")
+
+
+def check_finite(numbers: Mapping[str, Any], model: str, text: str) -> None:
+    """Raise UserError when one of a model's figures on a text is NaN or infinite: no such figure is ever recorded."""
+    for name, value in numbers.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(
+                f"{name.replace('_', ' ')} of {model} on {text} is {value}: its weights are damaged, or its forward "
+                "pass overflows; try --dtype float32, or make the model again."
+            )

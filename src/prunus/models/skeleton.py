@@ -5,37 +5,27 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from prunus.errors import UserError
 from prunus.models.experts import IMPLEMENTATION
 
 
-def check_config(config: PretrainedConfig) -> None:
+def check_config(config: PretrainedConfig, *, trust_remote_code: bool = False) -> None:
     """Refuse what is not a plain causal language model, before anything is built. Raises UserError."""
     family = config.model_type
     architecture = (config.architectures or ["(none stated)"])[0]
     if getattr(config, "is_encoder_decoder", False):
         raise UserError(f"{architecture} is an encoder-decoder model; prunus takes decoder-only language models.")
-    if getattr(config, "quantization_config", None) is not None:
-        raise UserError(
-            f"the checkpoint is already quantized ({_quantization_name(config)}); prune the original full-precision "
-            "weights first and quantize afterwards."
-        )
-    remote = getattr(config, "auto_map", None)
+    remote = trust_remote_code and getattr(config, "auto_map", None)
     if not remote and family not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise UserError(f"architecture {family!r} has no causal language model in transformers; see `prunus models`.")
     if not remote and architecture not in _causal_classes():
         raise UserError(
-            f"{architecture} is not a causal language model; give a checkpoint of {_expected_class(family)} instead."
+            f"{architecture} is not a causal language model of transformers; give a checkpoint of "
+            f"{_expected_class(family)} instead."
         )
-
-
-def _quantization_name(config: PretrainedConfig) -> str:
-    quantization: Any = config.quantization_config
-    method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization.quant_method
-    return str(getattr(method, "value", method))
 
 
 def _causal_classes() -> set[str]:
@@ -50,7 +40,7 @@ def _expected_class(family: str) -> str:
 
 def build_skeleton(config: PretrainedConfig, *, trust_remote_code: bool = False) -> Any:
     """Build the model on the meta device, in evaluation mode, its experts observable. Takes no memory."""
-    check_config(config)
+    check_config(config, trust_remote_code=trust_remote_code)
     config = copy.deepcopy(config)  # the experts' implementation is noted in it: the caller's stays as it was
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
@@ -67,11 +57,18 @@ def restore_buffers(model: Any, device: torch.device | str = "cpu") -> None:
 
     A model's own `_init_weights` computes them, as it does when transformers loads a checkpoint.
     """
-    owners: dict[str, nn.Module] = {}
+    owners: dict[str, nn.Module] = {}  # by name, so that each is asked once
     for name, buffer in model.named_non_persistent_buffers():
         owner, _, leaf = name.rpartition(".")
         owners[owner] = model.get_submodule(owner)
         owners[owner]._buffers[leaf] = torch.empty_like(buffer, device=device)
     with torch.no_grad():
-        for module in owners.values():
-            model._init_weights(module)
+        for name, module in owners.items():
+            _innermost_model(model, name)._init_weights(module)
+
+
+def _innermost_model(model: Any, name: str) -> Any:
+    """The model within the model that a module belongs to: the one that transformers asks too."""
+    parts = name.split(".")
+    above = (model.get_submodule(".".join(parts[:depth])) for depth in range(len(parts) + 1))
+    return [module for module in above if isinstance(module, PreTrainedModel)][-1]

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from transformers import AutoTokenizer, PretrainedConfig
 
 from prunus.checkpoint.directory import Checkpoint, open_checkpoint
@@ -38,7 +39,7 @@ class StreamedModel:
         self.spec: ModelSpec = trace_model(self._model)
         self._list_name, self.blocks = find_blocks(self._model)
         self.names = TensorNames(self._model, checkpoint.tensors)
-        self._calls: dict[tuple[int, int], BlockCall] = {}
+        self._calls: dict[int, list[BlockCall]] = {}  # length -> the call of each block
 
     @property
     def config(self) -> PretrainedConfig:
@@ -95,26 +96,42 @@ class StreamedModel:
             self._set(name, self._model.get_parameter_or_buffer(name).to("meta"))
 
     def embed(self, tokens_1T: Tensor) -> Tensor:
-        """Return the hidden states (1, T, H) that the first block receives, and learn how blocks are called."""
-        length = tokens_1T.shape[1]
+        """Return the hidden states (1, T, H) that the first block receives, and learn how blocks are called.
+
+        Raises UserError when blocks are called with other tensors than for the sequences of this length before.
+        """
         first: list[Tensor] = []
+        calls: list[BlockCall] = []
 
         def stand_in(index: int, call: BlockCall) -> Any:
-            if index == 0:
-                first.append(call.hidden_BTH)
-            self._calls[index, length] = BlockCall(torch.empty(0), call.args, call.kwargs)
+            first.append(call.hidden_BTH)
+            calls.append(BlockCall(torch.empty(0), call.args, call.kwargs))
             return self._as_output(index, call.hidden_BTH)
 
         self._load_outer()
         with torch.no_grad(), blocks_replaced(self.blocks, stand_in):
             self._model.base_model(input_ids=tokens_1T.to(self.device), use_cache=False)
+        self._learn_calls(tokens_1T.shape[1], calls)
         return first[0]
 
+    def _learn_calls(self, length: int, calls: list[BlockCall]) -> None:
+        """One sequence's calls stand for those of all: only the hidden states may tell sequences apart."""
+        pairs = zip(_tensors(self._calls.setdefault(length, calls)), _tensors(calls), strict=True)
+        distinct = {(id(known), id(new)): (known, new) for known, new in pairs}  # blocks share most of them
+        if not all(known is new or torch.equal(known, new) for known, new in distinct.values()):
+            raise UserError(
+                f"architecture {self.spec.family!r} is not supported: its blocks read more of the tokens than the "
+                "hidden states."
+            )
+
     def run_block(self, index: int, hidden_1TH: Tensor) -> Tensor:
-        """Run the loaded block on (1, T, H) hidden states; `embed` was called before on a sequence of that length."""
-        call = self._calls[index, hidden_1TH.shape[1]]
-        with torch.no_grad():
-            output = call.run(self.blocks[index], hidden_1TH.to(self.device))
+        """Run the loaded block on (1, T, H) hidden states; `embed` was called before on a sequence of that length.
+
+        No graph is recorded, as neither weights nor hidden states ask for one. There must be no `no_grad` in here: it
+        sets a mode of the whole thread, and greenlets that run this in turns would restore it in the wrong order.
+        """
+        call = self._calls[hidden_1TH.shape[1]][index]
+        output = call.run(self.blocks[index], hidden_1TH.to(self.device))
         hidden: Tensor = output[0] if isinstance(output, tuple) else output
         return hidden
 
@@ -169,12 +186,17 @@ class StreamedModel:
             module._buffers[leaf] = value
 
 
+def _tensors(calls: list[BlockCall]) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves([(call.args, call.kwargs) for call in calls]) if isinstance(leaf, Tensor)]
+
+
 def load_tokenizer(checkpoint: Checkpoint) -> Any:
     """The model's own tokenizer. Raises UserError when the directory has none."""
     try:
         return AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=checkpoint.trust_remote_code)
     except Exception as error:  # transformers raises many types here, all of them meaning: no usable tokenizer
-        message = f"{checkpoint.path} has no usable tokenizer ({error}); add the model's tokenizer files."
+        reason = " ".join(str(error).split())
+        message = f"{checkpoint.path} has no usable tokenizer ({reason}); add the model's tokenizer files."
         raise UserError(message) from error
 
 

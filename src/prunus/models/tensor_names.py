@@ -9,6 +9,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
@@ -85,13 +86,29 @@ class TensorNames:
             source = self._sources.get(name)
             if source is None and name not in tied:
                 raise UserError(f"the checkpoint has no tensor for {name} {tuple(parameter.shape)}; it is incomplete.")
-            if source is None or source.converter is not None:
+            if source is None:
                 continue
-            found = tensors[source.keys[0]].shape
-            if found != tuple(parameter.shape):
+            if source.converter is not None:
+                self._check_converted(name, source.keys, tensors)
+            elif (found := tensors[source.keys[0]].shape) != tuple(parameter.shape):
                 raise UserError(
                     f"tensor {source.keys[0]} has shape {found}; config.json asks for {tuple(parameter.shape)}."
                 )
+
+    def _check_converted(self, name: str, keys: list[str], tensors: dict[str, TensorInfo]) -> None:
+        """Carry out the conversion on shapes alone, such as stacking experts."""
+        shape = tuple(self._state[name].shape)
+        try:
+            converted = self._convert(name, lambda key: torch.empty(tensors[key].shape, device="meta"))
+            found = tuple(converted[name].shape)
+        except (RuntimeError, ValueError, KeyError, IndexError):  # torch cannot stack or join them
+            found = None
+        if found != shape:
+            made = "do not fit together" if found is None else f"make {found}"
+            raise UserError(
+                f"the {len(keys)} tensors behind {name}, from {keys[0]} to {keys[-1]}, {made}; config.json asks for "
+                f"{shape}: one is missing or has another shape."
+            )
 
     def _convert(self, name: str, read: Callable[[str], Tensor]) -> dict[str, Tensor]:
         source = self._sources[name]

@@ -5,14 +5,14 @@ in which order each block uses its matrices and which of them share an input. An
 shape is understood without a table; what is not understood is refused by name.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 from transformers.pytorch_utils import Conv1D
 
 from prunus.errors import UserError
@@ -67,6 +67,7 @@ def _watch_forward(model: Any, list_name: str, blocks: nn.ModuleList, family: st
         seen.append(_Seen())
         args, kwargs, hidden = tree_map_only(Tensor, lambda t: t.to("meta"), (call.args, call.kwargs, call.hidden_BTH))
         output = type(blocks[index]).forward(blocks[index], hidden, *args, **kwargs)
+        _check_nothing_shared(args, kwargs, family)
         seen[-1].returns_tuple = isinstance(output, tuple)
         hiddens.append(call.hidden_BTH.clone())
         return (hiddens[-1],) if seen[-1].returns_tuple else hiddens[-1]
@@ -81,6 +82,15 @@ def _watch_forward(model: Any, list_name: str, blocks: nn.ModuleList, family: st
     if len(seen) != len(blocks):
         raise UserError(f"architecture {family!r} is not supported: {len(seen)} of its {len(blocks)} blocks were run.")
     return seen
+
+
+def _check_nothing_shared(args: Any, kwargs: Any, family: str) -> None:
+    """Refuse blocks that leave something for later ones: a block alone would not find what another sequence left."""
+    if left := [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, MutableMapping) and leaf]:
+        raise UserError(
+            f"architecture {family!r} is not supported: its blocks share state ({type(left[0]).__name__}) beside the "
+            "hidden states."
+        )
 
 
 @contextmanager
@@ -131,15 +141,15 @@ def _block_spec(name: str, block: Any, seen: _Seen, family: str) -> BlockSpec:
     called = [(call.module, call.weight) for call in seen.calls]
     if len(set(called)) != len(called):
         raise UserError(f"architecture {family!r} is not supported: {name} uses one of its matrices twice.")
-    num_experts = max((m.num_experts for m in block.modules() if fused_weights(m)), default=0)
+    deciders = _deciders(block)
     stages: list[Stage] = []
     previous: Tensor | None = None
     for call in seen.calls:
         inner = call.module.removeprefix(f"{name}.")
         if call.weight is not None:
             stages.append(_experts_stage(inner, call.weight, block))
-        elif (linear := _plain_linear(inner, block)).shape[0] <= num_experts:
-            continue  # routers and shared-expert gates decide, they do not compute: never pruned
+        elif (linear := _plain_linear(inner, block)).parameter in deciders:
+            continue
         elif previous is not None and previous is call.source and stages[-1].weight is None:
             last = stages[-1]
             stages[-1] = Stage(module=last.module, weight=None, groups=(Group((*last.groups[0].linears, linear)),))
@@ -147,8 +157,27 @@ def _block_spec(name: str, block: Any, seen: _Seen, family: str) -> BlockSpec:
             stages.append(Stage(module=inner, weight=None, groups=(Group((linear,)),)))
         previous = call.source
     spec = BlockSpec(name=name, stages=tuple(stages), returns_tuple=seen.returns_tuple)
-    _check_coverage(spec, block, num_experts, family)
+    _check_coverage(spec, block, deciders, family)
     return spec
+
+
+def _deciders(block: Any) -> set[str]:
+    """Parameters that decide and do not compute, so they are never pruned: routers, gates of shared experts.
+
+    They lie beside a bank of experts, each alone in its module, with a row per expert or a single one; a narrow
+    projection of an attention is never alone. Biases of experts are matrices in shape only.
+    """
+    names: set[str] = set()
+    for bank_name, bank in block.named_modules():
+        if not fused_weights(bank):
+            continue
+        names |= {f"{bank_name}.{name}" for name, parameter in bank.named_parameters() if parameter.ndim == 2}
+        owner = bank_name.rpartition(".")[0]
+        for child_name, child in block.get_submodule(owner).named_children():
+            matrices = [(name, len(p)) for name, p in child.named_parameters(f"{owner}.{child_name}") if p.ndim > 1]
+            if len(matrices) == 1 and matrices[0][1] in (1, bank.num_experts):
+                names.add(matrices[0][0].removeprefix("."))
+    return names
 
 
 def _head_spec(model: Any) -> BlockSpec | None:
@@ -190,12 +219,11 @@ def _experts_stage(name: str, weight: str, block: Any) -> Stage:
     return Stage(module=name, weight=weight, groups=tuple(groups))
 
 
-def _check_coverage(spec: BlockSpec, block: Any, num_experts: int, family: str) -> None:
+def _check_coverage(spec: BlockSpec, block: Any, deciders: set[str], family: str) -> None:
     """Refuse a block with a matrix that nobody understood: it must never be half pruned."""
-    covered = {linear.parameter for linear in spec.linears}
+    understood = deciders | {linear.parameter for linear in spec.linears}
     for name, parameter in block.named_parameters():
-        decides = parameter.shape[0] <= num_experts  # a router's own matrix, or biases of experts
-        if parameter.ndim >= 2 and name not in covered and not decides:
+        if parameter.ndim >= 2 and name not in understood:
             owner = type(block.get_submodule(name.rpartition(".")[0])).__name__
             raise UserError(
                 f"architecture {family!r} is not supported: {spec.name} holds {name} {tuple(parameter.shape)} in a "

@@ -6,38 +6,58 @@ from math import log10
 from typing import Any
 
 from prunus.reporting.figures import DENSE, MODEL, SECOND, Figure, dotted, plottable
-from prunus.reporting.record import Run
+from prunus.reporting.record import Run, evaluation_conditions
 
 COLOURS = (MODEL, SECOND, "var(--third)", "var(--fourth)", DENSE)
 
+Measured = tuple[Run, dict[str, Any]]
+
 
 def comparison_figures(runs: Sequence[Run]) -> list[Figure]:
-    """Perplexity and KL against sparsity, for each text with the same windows; only like is drawn with like."""
-    texts = dict.fromkeys(text for run in runs for text in run.perplexities)
-    return [figure for text in texts for figure in _text_figures(text, runs)]
+    """Perplexity and KL against sparsity; only like is drawn with like.
+
+    Alike are evaluations on the same text, cut into the same windows, in one dtype, of runs made from the same model,
+    which also means one tokenizer.
+    """
+    alike: dict[tuple[Any, ...], list[Measured]] = {}
+    for run in runs:
+        origin = run.origin.get("sha256") or run.origin.get("path")
+        for conditions, evaluation in run.perplexities.items():
+            alike.setdefault((origin, *conditions), []).append((run, evaluation))
+    return [figure for measured in alike.values() for figure in _figures(measured)]
 
 
-def _text_figures(text: str, runs: Sequence[Run]) -> list[Figure]:
-    on_text = [(run, run.perplexities[text]) for run in runs if text in run.perplexities]
-    against = [(run, evaluation.get("against") or {}) for run, evaluation in on_text]
-    perplexity = _curve(text, "perplexity", [(run, evaluation.get("perplexity")) for run, evaluation in on_text])
-    dense = next((one["perplexity"] for _, one in against if plottable(one.get("perplexity"))), None)
-    if perplexity and dense is not None:
-        # An annotation on a logarithmic axis is placed by its exponent, a shape by its value.
-        label = {
-            "xref": "paper",
-            "x": 1,
-            "xanchor": "right",
-            "y": log10(dense),
-            "yanchor": "bottom",
-            "showarrow": False,
-        }
-        line = dotted(xref="paper", x0=0, x1=1, y0=dense, y1=dense)
-        perplexity[0].layout.update(shapes=[line], annotations=[label | {"text": f"dense {dense:.4g}"}])
-    return perplexity + _curve(text, "KL to the dense model", [(run, one.get("kl")) for run, one in against])
+def _figures(measured: list[Measured]) -> list[Figure]:
+    first_run, first = measured[0]
+    where = f"Made from {first_run.origin.get('path', 'a model that is not recorded')}; {evaluation_conditions(first)}"
+    perplexity = _curve(where, "perplexity", [(run, evaluation.get("perplexity")) for run, evaluation in measured])
+    parents: dict[str, list[Measured]] = {}
+    for run, evaluation in measured:
+        if against := evaluation.get("against"):
+            parents.setdefault(str(against.get("path")), []).append((run, against))
+    if perplexity and len(parents) == 1:
+        _draw_dense(perplexity[0], [against for compared in parents.values() for _, against in compared])
+    return perplexity + [
+        figure
+        for parent, compared in parents.items()
+        for figure in _curve(
+            f"{where}; against {parent}", "KL to the dense model", [(run, one.get("kl")) for run, one in compared]
+        )
+    ]
 
 
-def _curve(text: str, unit: str, values: Sequence[tuple[Run, Any]]) -> list[Figure]:
+def _draw_dense(figure: Figure, parents: list[dict[str, Any]]) -> None:
+    """Add the dense model's perplexity as a dotted line."""
+    dense = next((one["perplexity"] for one in parents if plottable(one.get("perplexity"))), None)
+    if dense is None:
+        return
+    # An annotation on a logarithmic axis is placed by its exponent, a shape by its value.
+    place = {"xref": "paper", "x": 1, "xanchor": "right", "y": log10(dense), "yanchor": "bottom", "showarrow": False}
+    line = dotted(xref="paper", x0=0, x1=1, y0=dense, y1=dense)
+    figure.layout.update(shapes=[line], annotations=[place | {"text": f"dense {dense:.4g}"}])
+
+
+def _curve(where: str, unit: str, values: Sequence[tuple[Run, Any]]) -> list[Figure]:
     methods: dict[str, list[tuple[float, float, str]]] = {}
     for run, value in values:
         if plottable(run.sparsity) and plottable(value):
@@ -54,7 +74,7 @@ def _curve(text: str, unit: str, values: Sequence[tuple[Run, Any]]) -> list[Figu
     }
     if unit == "perplexity":
         layout["yaxis"] |= _logarithmic([value for points in methods.values() for _, value, _ in points])
-    return [Figure(title, f"{title}: {said}.", traces, layout, f"{text}. Each point is one run.", height=360)]
+    return [Figure(title, f"{title}: {said}.", traces, layout, f"{where}. Each point is one run.", height=360)]
 
 
 def _line_name(run: Run) -> str:

@@ -10,9 +10,20 @@ from html import escape
 from typing import Any
 
 from prunus.reporting.record import Run
+from prunus.sparsity import METHODS
 
 HEAT = [[0, "var(--heat-0)"], [0.5, "var(--heat-1)"], [1, "var(--heat-2)"]]
 DENSE, MODEL, SECOND = "var(--dense)", "var(--model)", "var(--second)"
+
+# What the error of a matrix is, by what its method knew of the inputs.
+ERRORS = {
+    "gram": "output on the calibration text",
+    "input_sq_norm": "output on the calibration text, estimated from input norms alone: correlated inputs are left out",
+}
+ERROR_OF_WEIGHTS = "weights; no text was looked at"
+
+# A sensitivity is of one kind of unit, on one model, measured in one way.
+MEASURED_BY = ("method", "pattern", "dataset", "window", "windows", "dtype")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,32 +48,59 @@ def finite(value: Any) -> Any:
 
 
 def matrix_figures(run: Run) -> list[Figure]:
-    """Heat maps of achieved sparsity and of relative reconstruction error; empty when nothing was pruned."""
-    shown = [
-        ("Sparsity", "sparsity", 1.0, "Fraction of zeros in each matrix after pruning."),
-        ("Reconstruction error", "error", None, "Relative error of each matrix's output on the calibration text."),
+    """Heat maps of achieved sparsity and of the error, one for each kind of error; empty when nothing was pruned."""
+    caption = "Fraction of zeros in each matrix after pruning."
+    return _matrix_map("Sparsity", run.matrices, "sparsity", 1.0, caption) + [
+        figure for kind, rows in _by_error(run).items() for figure in _matrix_map("Error", rows, "error", None, kind)
     ]
-    return [
-        heat_map(title, run.matrices, key, top, caption)
-        for title, key, top, caption in shown
-        if any(plottable(matrix.get(key)) for matrix in run.matrices)
-    ]
+
+
+def _by_error(run: Run) -> dict[str, list[dict[str, Any]]]:
+    """The matrices, by what their error is."""
+    kinds: dict[str, list[dict[str, Any]]] = {}
+    for matrix in run.matrices:
+        kinds.setdefault(f"Relative squared change of each matrix's {_error_of(matrix['method'])}.", []).append(matrix)
+    return kinds
+
+
+def _error_of(method: str | None) -> str:
+    known = METHODS.get(method or "")
+    if known is None:
+        return "output or weights: this prunus does not know the method"
+    return next((words for need, words in ERRORS.items() if need in known.needs), ERROR_OF_WEIGHTS)
+
+
+def _matrix_map(title: str, rows: list[dict[str, Any]], key: str, top: float | None, caption: str) -> list[Figure]:
+    return [heat_map(title, rows, key, top, caption)] if any(plottable(row.get(key)) for row in rows) else []
 
 
 def sensitivity_figures(run: Run) -> list[Figure]:
-    """KL of cutting one thing alone: a heat map when recorded per matrix, bars when recorded per block."""
-    items = [one for one in run.sensitivity if plottable(one.get("kl"))]
-    if not items:
-        return []
-    pruned = ", ".join(str(items[0][key]) for key in ("method", "pattern", "dataset") if key in items[0])
-    under = pruned or "conditions not recorded"
-    caption = f"KL divergence from the dense model, nats per token, when only this is pruned ({under})."
-    if any(one.get("projection") not in (None, "block") for one in items):
-        return [heat_map("Sensitivity", items, "kl", None, caption)]
-    values = [one["kl"] for one in items]
+    """KL of cutting one thing alone, a figure for each model and set of conditions."""
+    alike: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {}
+    for row in run.sensitivity:
+        if plottable(row.get("kl")):
+            facts = (row.get("sha256") or row["model"], row.get("dataset_sha256"), *(row.get(n) for n in MEASURED_BY))
+            alike.setdefault((_unit(row), *map(str, facts)), {})[row["name"]] = row
+    return [_sensitivity(list(rows.values())) for rows in alike.values()]
+
+
+def _unit(row: dict[str, Any]) -> str:
+    return "block" if row.get("projection") in (None, "block") else "matrix"
+
+
+def _sensitivity(rows: list[dict[str, Any]]) -> Figure:
+    """A heat map of matrices, or bars of blocks, all measured in the same way."""
+    under = ", ".join(f"{name} {rows[0][name]}" for name in MEASURED_BY if name in rows[0])
+    caption = (
+        f"KL divergence from {rows[0]['model'] or 'a model that is not recorded'}, nats per token, when only this "
+        f"{_unit(rows[0])} of it is pruned ({under or 'conditions not recorded'})."
+    )
+    if _unit(rows[0]) == "matrix":
+        return heat_map("Sensitivity", rows, "kl", None, caption)
+    values = [row["kl"] for row in rows]
     layout = {"xaxis": {"title": {"text": "block"}, "type": "category"}, "yaxis": {"title": {"text": "KL"}}}
     alt = f"KL divergence by block, {_range(values)}."
-    return [Figure("Sensitivity", alt, [bars("KL", [_block(one) for one in items], values, MODEL)], layout, caption)]
+    return Figure("Sensitivity", alt, [bars("KL", [_block(row) for row in rows], values, MODEL)], layout, caption)
 
 
 def heat_map(title: str, items: Sequence[dict[str, Any]], key: str, top: float | None, caption: str) -> Figure:

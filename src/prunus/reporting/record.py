@@ -24,17 +24,25 @@ class Run:
 
     @property
     def matrices(self) -> list[dict[str, Any]]:
-        """Each pruned matrix in its last state, in the order the matrices were first pruned."""
+        """Each pruned matrix in its last state, with its method, in the order the matrices were first pruned."""
         latest: dict[str, dict[str, Any]] = {}
         for step in self.history:
+            method = (step.get("settings") or {}).get("method")
             for matrix in step.get("matrices") or []:
-                latest[matrix["name"]] = matrix
+                latest[matrix["name"]] = {"method": method, **matrix}
         return list(latest.values())
 
     @property
     def sensitivity(self) -> list[dict[str, Any]]:
-        """KL to the dense model of cutting one matrix or block alone; empty when not measured."""
-        return list(self.record.get("sensitivity") or [])
+        """KL of cutting one matrix or block alone, each row with the model it is about; empty when not measured.
+
+        A step's rows are about its input. Those it measured itself, to allocate, are on its calibration text.
+        """
+        rows = []
+        for step in self.history:
+            about = {"model": (step.get("input") or {}).get("path"), "dataset": "windows of the calibration text"}
+            rows += [about | row for row in step.get("sensitivity") or []]
+        return rows + [{"model": "this model", **row} for row in self.record.get("sensitivity") or []]
 
     @property
     def benchmarks(self) -> list[dict[str, Any]]:
@@ -52,9 +60,25 @@ class Run:
         return [one for one in self.record.get("evaluations") or [] if one.get("kind") == "continuations"]
 
     @property
-    def perplexities(self) -> dict[str, dict[str, Any]]:
-        """The last perplexity evaluation of each text, by the text and its windows."""
-        return {evaluation_text(one): one for one in self.evaluations if one.get("kind") == "perplexity"}
+    def perplexities(self) -> dict[tuple[Any, ...], dict[str, Any]]:
+        """For each set of conditions the last perplexity evaluation, one against the dense model preferred."""
+        found: dict[tuple[Any, ...], dict[str, Any]] = {}
+        for one in self.evaluations:
+            if one.get("kind") == "perplexity":
+                key = comparable(one)
+                if one.get("against") or not found.get(key, {}).get("against"):
+                    found[key] = one
+        return found
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """Path and hash of the model that the first step began with; empty when not recorded."""
+        return dict(self.history[0].get("input") or {}) if self.history else {}
+
+    @property
+    def allocation(self) -> Any:
+        """What the last step says of its allocation: a name, or what was asked, used and measured."""
+        return self.history[-1].get("allocation") if self.history else None
 
     @property
     def perplexity(self) -> dict[str, Any]:
@@ -85,9 +109,20 @@ class Run:
 
 
 def evaluation_text(evaluation: dict[str, Any]) -> str:
-    """The text of an evaluation and how it was cut: numbers on unlike texts are not comparable."""
+    """The text of an evaluation and how it was cut, in words."""
     windows, length = evaluation.get("windows", "?"), evaluation.get("window", "?")
     return f"{evaluation.get('dataset', 'text not recorded')}, {windows} windows of {length} tokens"
+
+
+def evaluation_conditions(evaluation: dict[str, Any]) -> str:
+    """All that decides whether two perplexities of one tokenizer may be compared, in words."""
+    return f"{evaluation_text(evaluation)}, {evaluation.get('dtype', 'dtype not recorded')}"
+
+
+def comparable(evaluation: dict[str, Any]) -> tuple[Any, ...]:
+    """The same as a key: the text by its hash, since a name may stand for another text tomorrow."""
+    text = evaluation.get("dataset_sha256") or evaluation.get("dataset")
+    return (text, *(evaluation.get(name) for name in ("window", "windows", "dtype")))
 
 
 def read_runs(directories: list[Path]) -> list[Run]:

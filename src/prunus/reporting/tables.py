@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prunus.reporting import text
-from prunus.reporting.record import Run, evaluation_text
+from prunus.reporting.record import Run, evaluation_conditions, evaluation_text
 
 Rows = list[list[str]]
 
@@ -86,7 +86,11 @@ def _evaluation(evaluation: dict[str, Any]) -> Evaluation:
     model = {name: value for name, value in against.items() if name.removesuffix(ERROR) in COMPARING} | evaluation
     dense = {name: value for name, value in against.items() if name.removesuffix(ERROR) not in COMPARING}
     rows = [[words, _metric(dense, one), _metric(model, one)] for one, words in METRICS.items() if one in model]
-    rows += [[name, "-", text.number(value)] for name, value in (evaluation.get("metrics") or {}).items()]
+    beside = against.get("metrics") or {}
+    rows += [
+        [name, text.number(beside[name]) if name in beside else "-", text.number(value)]
+        for name, value in (evaluation.get("metrics") or {}).items()
+    ]
     return Evaluation(_words(str(evaluation.get("kind", "evaluation"))), _conditions_of(evaluation), rows)
 
 
@@ -133,10 +137,11 @@ def benchmark(record: dict[str, Any]) -> Rows:
 
 
 def matrices(run: Run) -> Rows:
-    """Every pruned matrix: name, shape, pattern, requested and achieved sparsity, error, time, notes."""
+    """Every pruned matrix: name, method, shape, pattern, requested and achieved sparsity, error, time, notes."""
     return [
         [
             str(one["name"]),
+            text.plain(one["method"]),
             " \N{MULTIPLICATION SIGN} ".join(str(side) for side in one.get("shape") or []),
             text.plain(one.get("pattern")),
             text.fixed(one.get("sparsity_requested"), 4),
@@ -156,7 +161,7 @@ def steps(run: Run) -> list[Step]:
 
 def _step(step: dict[str, Any]) -> Step:
     source = {f"input {name}": value for name, value in (step.get("input") or {}).items()}
-    shown_elsewhere = ("step", "settings", "input", "environment", "matrices")
+    shown_elsewhere = ("step", "settings", "input", "environment", "matrices", "sensitivity")
     rest = {name: value for name, value in step.items() if name not in shown_elsewhere}
     return Step(
         name=str(step.get("step", "step")),
@@ -185,7 +190,7 @@ def _run(run: Run) -> list[str]:
         text.fixed(against.get("kl"), 3),
         text.interval((measured.get("speedup") or {}).get("decode")),
         text.seconds(sum(times)) if times else text.ABSENT,
-        evaluation_text(run.perplexity) if run.perplexity else text.ABSENT,
+        evaluation_conditions(run.perplexity) if run.perplexity else text.ABSENT,
     ]
 
 

@@ -52,6 +52,18 @@ def interval(ratio: dict[str, Any] | None) -> str:
     return f"{ratio['median']:.2f}x ({ratio['low']:.2f} to {ratio['high']:.2f})"
 
 
+def allocation(facts: Any) -> str:
+    """Which of two allocations a step kept and why, in a sentence; empty where none was searched for."""
+    if not isinstance(facts, dict):
+        return ""
+    asked, kls = facts.get("asked"), facts.get("held_out_kl") or {}
+    fate = "kept" if facts.get("used") == asked else "rejected, so sparsity is uniform"
+    return (
+        f"Allocation {asked} was {fate}: KL to the dense model on {facts.get('held_out_windows')} held-out windows is "
+        f"{number(kls.get(asked))}, with uniform sparsity {number(kls.get('uniform'))}."
+    )
+
+
 def plain(value: Any) -> str:
     """Any recorded value on one line: lists joined by semicolons, mappings as `key value`, None as a dash, a
     SHA-256 by its first 12 digits."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prunus.reporting import text
-from prunus.reporting.record import Run, evaluation_text
+from prunus.reporting.record import Run, evaluation_conditions
 
 # No-break spaces keep the two numbers on one line.
 ARROW = "\N{NO-BREAK SPACE}\N{RIGHTWARDS ARROW}\N{NO-BREAK SPACE}"
@@ -31,9 +31,10 @@ def _cut(run: Run) -> Card:
     meaning = "of the weights in the pruned matrices are zero"
     if run.sparsity_all is not None:
         meaning += f"; {run.sparsity_all:.3f} of all parameters"
+    meaning = f"{meaning}. {text.allocation(run.allocation)}".strip()
     method, pattern = run.setting("method"), run.setting("pattern")
     conditions = ", ".join(f"{name} {value}" for name, value in (("method", method), ("pattern", pattern)) if value)
-    return Card("Sparsity", f"{run.sparsity:.3f}", f"{meaning}.", conditions)
+    return Card("Sparsity", f"{run.sparsity:.3f}", meaning, conditions)
 
 
 def _smaller(run: Run) -> Card:
@@ -62,7 +63,7 @@ def _quality(run: Run) -> Card:
     if not evaluation:
         return Card("Quality kept", text.ABSENT)
     now, against = evaluation.get("perplexity"), evaluation.get("against") or {}
-    conditions = f"{evaluation_text(evaluation)}, {evaluation.get('dtype', 'dtype not recorded')}"
+    conditions = evaluation_conditions(evaluation)
     before = against.get("perplexity")
     if before is None:
         return Card("Quality kept", text.fixed(now), "perplexity; the dense model was not measured.", conditions)

@@ -5,7 +5,7 @@ To add a method: write one file with its formula, add one entry to METHODS, writ
 
 from prunus.sparsity.admm import AdmmOptions, prepare_admm, prune_admm
 from prunus.sparsity.magnitude import prune_magnitude
-from prunus.sparsity.methods import Method, PruneResult, Statistics, find_method, prepare, prune, reconstruction_error
+from prunus.sparsity.methods import Method, PruneResult, Statistics, prepare, prune, reconstruction_error
 from prunus.sparsity.patterns import NM, Compare, Pattern, Tile, Unstructured, parse_pattern
 from prunus.sparsity.ria import RiaOptions, prune_ria
 from prunus.sparsity.select import keep_highest
@@ -25,7 +25,6 @@ __all__ = [
     "Statistics",
     "Tile",
     "Unstructured",
-    "find_method",
     "keep_highest",
     "parse_pattern",
     "prepare",

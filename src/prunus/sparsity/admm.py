@@ -14,7 +14,8 @@ for the kept weights: conjugate gradients on all rows at once, restricted to the
 diagonal is constant, so there is nothing to precondition).
 
 Cost: one inverse per stage and Gram, shared by the matrices with the same input; per matrix one (O, I) x (I, I) product
-per iteration and per polish step, and one selection per iteration. Memory: (stages + 3) I^2 floats.
+per iteration and per polish step, and one selection per iteration. Memory: (stages + 4) I^2 floats; five I^2 where I is
+over 4096, as in the down projections of large models, whose inverses no other matrix shares.
 Unlike ALPS, whose penalty follows the changes of each matrix's own support, ours is fixed in advance: so the inverses
 can be shared, where an eigendecomposition that serves every rho would double the products. Unlike Boza, the sparsity
 is asked in full from the first iteration: growing it by his cubic rule was no better with this schedule.
@@ -22,16 +23,19 @@ is asked in full from the first iteration: growing it by his cubic rule was no b
 Letters: O = out_features, I = in_features.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from prunus.errors import UserError
-from prunus.sparsity.gram import UnitGram, damped, normalise
+from prunus.sparsity.gram import InputScale, damped, normalise
 from prunus.sparsity.methods import PruneResult, Statistics
 from prunus.sparsity.patterns import Pattern
 from prunus.sparsity.select import keep_highest
+
+KEPT_WIDTH = 4096  # inverses of wider inputs are made anew for each matrix: four of them would be the peak of a run
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,9 +61,12 @@ class AdmmOptions:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """The unit Gram, H = G + damping I, P_rho for every stage, and the damping that was needed."""
+    """The scale of the inputs, H = G + damping I for a unit G, the damping that was needed, and P_rho of every stage.
 
-    gram: UnitGram
+    `propagators` is empty for an input wider than KEPT_WIDTH: each is then made when it is used, one at a time.
+    """
+
+    scale: InputScale
     damped_II: Tensor
     propagators: tuple[Tensor, ...]
     damping: float
@@ -67,46 +74,55 @@ class Prepared:
 
 def prepare_admm(gram_II: Tensor, options: AdmmOptions) -> Prepared:
     """One inverse per stage, for all matrices with this input."""
-    gram = normalise(gram_II)
-    damped_II, _, damping = damped(gram.unit_II, options.damping)
-    penalties = [options.penalty * 2**stage for stage in range(options.stages)]
-    return Prepared(gram, damped_II, tuple(_propagator(damped_II, rho) for rho in penalties), damping)
+    unit_II, scale = normalise(gram_II)
+    damped_II, factor_II, damping = damped(unit_II, options.damping)
+    del factor_II  # as large as everything that stays
+    kept = len(damped_II) <= KEPT_WIDTH
+    propagators = tuple(_propagator(damped_II, rho) for rho in _penalties(options)) if kept else ()
+    return Prepared(scale, damped_II, propagators, damping)
 
 
 def prune_admm(
     weight_OI: Tensor, statistics: Statistics, pattern: Pattern, options: AdmmOptions, prepared: Prepared
 ) -> PruneResult:
     """Alternate, then polish."""
-    dense_OI = prepared.gram.scaled(weight_OI)
-    sparse_OI, keep_OI = _alternate(dense_OI, prepared.propagators, pattern, options.iterations)
+    dense_OI = prepared.scale.scaled(weight_OI)
+    propagators = prepared.propagators or (_propagator(prepared.damped_II, rho) for rho in _penalties(options))
+    sparse_OI, keep_OI = _alternate(dense_OI, propagators, pattern, options.iterations)
     polished_OI = _polish(sparse_OI, keep_OI, dense_OI, prepared.damped_II, options.polish)
-    return PruneResult(prepared.gram.unscaled(polished_OI, weight_OI), keep_OI, {"damping": prepared.damping})
+    return PruneResult(prepared.scale.unscaled(polished_OI, weight_OI), keep_OI, {"damping": prepared.damping})
+
+
+def _penalties(options: AdmmOptions) -> list[float]:
+    return [options.penalty * 2**stage for stage in range(options.stages)]
 
 
 def _propagator(damped_II: Tensor, rho: float) -> Tensor:
     """P_rho = rho (H + rho I)^-1."""
-    shifted_II = damped_II + rho * torch.eye(len(damped_II), device=damped_II.device)
-    return torch.cholesky_inverse(torch.linalg.cholesky(shifted_II)).mul_(rho)
+    shifted_II = damped_II.clone()
+    shifted_II.diagonal().add_(rho)
+    torch.linalg.cholesky(shifted_II, out=shifted_II)
+    return torch.cholesky_inverse(shifted_II).mul_(rho)
 
 
 def _alternate(
-    dense_OI: Tensor, propagators: tuple[Tensor, ...], pattern: Pattern, iterations: int
+    dense_OI: Tensor, propagators: Iterable[Tensor], pattern: Pattern, iterations: int
 ) -> tuple[Tensor, Tensor]:
     """All ADMM iterations, from U = 0 and V = V0; returns Z and its support."""
-    sparse_OI, keep_OI, dual_OI = _project(dense_OI, pattern)
+    sparse_OI, keep_OI, dual_OI = _project(dense_OI.clone(), pattern)
     for propagator_II in propagators:
         for _ in range(iterations):
-            weight_OI = torch.addmm(dense_OI, sparse_OI - dual_OI - dense_OI, propagator_II)
-            sparse_OI, keep_OI, dual_OI = _project(weight_OI + dual_OI, pattern)
-        dual_OI = dual_OI / 2  # the dual is scaled by 1 / rho, and rho doubles
+            target_OI = torch.addmm(dense_OI, (sparse_OI - dual_OI).sub_(dense_OI), propagator_II).add_(dual_OI)
+            sparse_OI, keep_OI, dual_OI = _project(target_OI, pattern)
+        dual_OI.div_(2)  # the dual is scaled by 1 / rho, and rho doubles
     return sparse_OI, keep_OI
 
 
 def _project(target_OI: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor, Tensor]:
-    """Nearest matrix with the pattern, its support, and what is left: the new scaled dual."""
+    """Nearest matrix with the pattern, its support, and what is left of the target: the new scaled dual, in place."""
     keep_OI = keep_highest(target_OI.square(), pattern)
     sparse_OI = target_OI * keep_OI
-    return sparse_OI, keep_OI, target_OI - sparse_OI
+    return sparse_OI, keep_OI, target_OI.sub_(sparse_OI)
 
 
 def _polish(sparse_OI: Tensor, keep_OI: Tensor, dense_OI: Tensor, damped_II: Tensor, steps: int) -> Tensor:

@@ -16,10 +16,9 @@ _RAISE = 10.0  # factor between damping attempts; with a unit diagonal, damping 
 
 
 @dataclass(frozen=True, slots=True)
-class UnitGram:
-    """Gram with ones on the diagonal and the scale n_I (0 for dead inputs) that was divided out."""
+class InputScale:
+    """The scale n_I that was divided out of a Gram; 0 for dead inputs."""
 
-    unit_II: Tensor
     scale_I: Tensor
 
     def scaled(self, weight_OI: Tensor) -> Tensor:
@@ -32,25 +31,26 @@ class UnitGram:
         return torch.where(alive_I, scaled_OI / self.scale_I.where(alive_I, torch.ones_like(self.scale_I)), weight_OI)
 
 
-def normalise(gram_II: Tensor) -> UnitGram:
-    """Divide an fp32 Gram by the square roots of its diagonal."""
+def normalise(gram_II: Tensor) -> tuple[Tensor, InputScale]:
+    """(the fp32 Gram divided by the square roots of its diagonal, a new matrix with ones there; what was divided)."""
     assert bool(gram_II.isfinite().all()), "the Gram matrix holds NaN or Inf"
     scale_I = gram_II.diagonal().clamp_min(0).sqrt()
     inverse_I = torch.where(scale_I > 0, 1 / scale_I, torch.zeros_like(scale_I))
-    unit_II = gram_II * inverse_I[:, None] * inverse_I
+    unit_II = (gram_II * inverse_I[:, None]).mul_(inverse_I)
     unit_II.fill_diagonal_(1.0)
-    return UnitGram(unit_II, scale_I)
+    return unit_II, InputScale(scale_I)
 
 
 def damped(unit_II: Tensor, damping: float) -> tuple[Tensor, Tensor, float]:
-    """(G + damping I, its lower Cholesky factor, the damping that was needed).
+    """(G + damping I, its lower Cholesky factor, the damping that was needed); `unit_II` itself is changed.
 
     An indefinite Gram (few tokens, low precision) makes Cholesky fail: damping is then raised tenfold, again and again.
     """
     assert damping > 0
+    diagonal_I = unit_II.diagonal().clone()
     while True:
-        damped_II = unit_II + damping * torch.eye(len(unit_II), device=unit_II.device)
-        factor_II, failed = torch.linalg.cholesky_ex(damped_II)
+        unit_II.diagonal().copy_(diagonal_I + damping)
+        factor_II, failed = torch.linalg.cholesky_ex(unit_II)
         if not int(failed):
-            return damped_II, factor_II, damping
+            return unit_II, factor_II, damping
         damping *= _RAISE

@@ -6,8 +6,9 @@ Everything inside runs in fp32 on the weight's device; the caller's weight is ne
 Letters: O = out_features, I = in_features.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -137,8 +138,20 @@ def _output_energy(weight_OI: Tensor, statistics: Statistics) -> float:
     return float(weight_OI.square().sum())
 
 
-def find_method(name: str, methods: dict[str, Method]) -> Method:
-    """Look up a method; UserError names the ones there are."""
-    if name not in methods:
-        raise UserError(f"unknown method {name!r}: there are {', '.join(methods)}; `prunus methods` describes them.")
-    return methods[name]
+def make_options(kind: type[Any], values: Mapping[str, Any]) -> Any:
+    """Build a method's options, all of them numbers. Raises UserError naming the ones there are."""
+    known = {field.name: field.default for field in fields(kind)}
+    for key, value in values.items():
+        if key not in known:
+            allowed = ", ".join(known) or "none"
+            raise UserError(f"unknown option {key!r}; this method's options are: {allowed}.")
+        if not _is_number(value, whole=isinstance(known[key], int)):
+            number = "a whole number" if isinstance(known[key], int) else "a number"
+            raise UserError(f"option {key}={value!r} is not {number}; the default is {known[key]}.")
+    return kind(**values)
+
+
+def _is_number(value: Any, *, whole: bool) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+        return False
+    return math.isfinite(value)

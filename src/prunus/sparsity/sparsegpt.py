@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from prunus.errors import UserError
-from prunus.sparsity.gram import UnitGram, damped, normalise
+from prunus.sparsity.gram import InputScale, damped, normalise
 from prunus.sparsity.methods import PruneResult, Statistics
 from prunus.sparsity.patterns import NM, Pattern, Tile
 from prunus.sparsity.select import keep_highest, keep_in_matrix, keep_in_rows, keep_tiles
@@ -41,9 +41,9 @@ class SparseGptOptions:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """The unit Gram, U with (G + damping I)^-1 = U^T U, and the damping that was needed."""
+    """The scale of the inputs, U with (G + damping I)^-1 = U^T U, and the damping that was needed."""
 
-    gram: UnitGram
+    scale: InputScale
     upper_II: Tensor
     damping: float
 
@@ -53,18 +53,18 @@ def prepare_sparsegpt(gram_II: Tensor, options: SparseGptOptions) -> Prepared:
 
     With J the reversal, J H J = L L^T gives H = (J L J)(J L J)^T, and U = (J L J)^-1 = J L^-1 J is upper triangular.
     """
-    gram = normalise(gram_II)
-    _, factor_II, damping = damped(gram.unit_II.flip(0, 1), options.damping)
+    unit_II, scale = normalise(gram_II)
+    _, factor_II, damping = damped(unit_II.flip(0, 1), options.damping)
     identity_II = torch.eye(len(factor_II), device=factor_II.device)
     upper_II = torch.linalg.solve_triangular(factor_II, identity_II, upper=False).flip(0, 1)
-    return Prepared(gram, upper_II.contiguous(), damping)
+    return Prepared(scale, upper_II.contiguous(), damping)
 
 
 def prune_sparsegpt(
     weight_OI: Tensor, statistics: Statistics, pattern: Pattern, options: SparseGptOptions, prepared: Prepared
 ) -> PruneResult:
     """Sweep over the columns; works on the transpose, so that a column is contiguous."""
-    work_IO = prepared.gram.scaled(weight_OI).T.contiguous()
+    work_IO = prepared.scale.scaled(weight_OI).T.contiguous()
     keep_IO = torch.ones_like(work_IO, dtype=torch.bool)
     step, block = _step_and_block(pattern, options.block)
     for start in range(0, len(work_IO), block):
@@ -72,7 +72,7 @@ def prune_sparsegpt(
         error_BO = _prune_block(work_IO, keep_IO, prepared.upper_II, pattern, (start, end, step))
         work_IO[end:] -= prepared.upper_II[start:end, end:].T @ error_BO
     keep_OI = keep_IO.T.contiguous()
-    pruned_OI = prepared.gram.unscaled(work_IO.T, weight_OI)
+    pruned_OI = prepared.scale.unscaled(work_IO.T, weight_OI)
     return PruneResult(pruned_OI, keep_OI, {"damping": prepared.damping})
 
 

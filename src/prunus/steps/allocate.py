@@ -10,15 +10,16 @@ Shapes: N = windows, T = tokens, O = out_features, I = in_features.
 import fnmatch
 import json
 import shutil
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from prunus.calibration import BlockPass, HiddenStates, StreamedSource, embed_all, hidden_shape
-from prunus.checkpoint.output import sync_directory
+from prunus.checkpoint.output import sync_directory, trials_of
 from prunus.checkpoint.record import RECORD_NAME, read_record, write_json
 from prunus.errors import UserError
 from prunus.evaluation.evaluate import mean_kl
@@ -37,6 +38,7 @@ from prunus.sparsity.allocation import (
     owl,
 )
 from prunus.steps.calibration_text import calibration_batch
+from prunus.steps.notices import check_allocation
 from prunus.steps.sensitivity import sensitivity_of_windows
 from prunus.text.batches import TokenBatch
 
@@ -54,14 +56,44 @@ def sparsify_allocated(
     sparsify_to: SparsifyTo,
     max_memory: int | None,
 ) -> None:
-    """Make OUT the better of the asked allocation and the uniform one, and record both KLs. Raises UserError."""
-    pattern = parse_pattern(settings.pattern)
-    if not isinstance(pattern, Unstructured) or settings.overrides:
+    """Make OUT the better of the asked allocation and the uniform one, and record both KLs. Raises UserError.
+
+    A search killed at any moment goes on: a model whose record says that it was chosen only waits for its name.
+    """
+    place = trials_of(out)
+    _check_ours(place, settings)
+    chosen = [place / name for name in ("uniform", settings.allocation) if _fingerprint(place / name) == fingerprint]
+    better = chosen[0] if chosen else _search(model, place, settings, fingerprint, sparsify_to, max_memory)
+    for other in set(place.iterdir()) - {better}:
+        shutil.rmtree(other) if other.is_dir() else other.unlink()
+    better.rename(out)
+    sync_directory(out.parent)
+    place.rmdir()
+
+
+def _check_ours(place: Path, settings: SparsifySettings) -> None:
+    """Refuse a directory that holds anything but trials, because it is cleared in the end."""
+    trials = {"uniform", settings.allocation}
+    known = {*trials, *(f"{name}.partial" for name in trials), f"{settings.allocation}.json"}
+    strange = [file.name for file in place.iterdir() if file.name not in known] if place.exists() else []
+    if strange:
         raise UserError(
-            f"allocation {settings.allocation!r} decides the sparsity of every matrix itself: it takes an unstructured "
-            f"pattern and no overrides; {settings.pattern!r} with {len(settings.overrides)} overrides was given."
+            f"{place} is in the way: it holds {strange[0]}, no trial of this run; move it or choose another OUT."
         )
-    place = out.with_name(out.name + ".allocation")
+
+
+def _search(
+    model: StreamedModel,
+    place: Path,
+    settings: SparsifySettings,
+    fingerprint: str,
+    sparsify_to: SparsifyTo,
+    max_memory: int | None,
+) -> Path:
+    """Make both models; the better one's record then says that it is what was asked for."""
+    check_allocation(settings)
+    pattern = parse_pattern(settings.pattern)
+    assert isinstance(pattern, Unstructured)
     uniform = settings.model_copy(update={"allocation": "uniform"})
     sparsify_to(place / "uniform", uniform)
     overrides = _overrides(model, settings, pattern, place)
@@ -71,7 +103,8 @@ def sparsify_allocated(
     winner = min(kls, key=lambda name: (kls[name], name != "uniform"))
     windows = len(held_out.tokens_NT)
     facts = {"asked": settings.allocation, "used": winner, "held_out_kl": kls, "held_out_windows": windows}
-    _promote(place, winner, out, settings, fingerprint, facts)
+    _record_choice(place / winner, settings, fingerprint, facts)
+    return place / winner
 
 
 def _overrides(model: StreamedModel, settings: SparsifySettings, pattern: Unstructured, place: Path) -> dict[str, str]:
@@ -135,8 +168,8 @@ def _by_one_threshold(
 def _by_measured_sensitivity(
     model: StreamedModel, settings: SparsifySettings, pattern: Unstructured, matrices: Matrices
 ) -> dict[str, Unstructured]:
-    batch = held_out_windows(model, settings)
-    rows = sensitivity_of_windows(model, batch.tokens_NT, pattern, by="block")
+    seen = calibration_batch(model, settings)  # not the windows that judge the result
+    rows = sensitivity_of_windows(model, _spread(seen, range(len(seen.tokens_NT))).tokens_NT, pattern, by="block")
     harm = {row["name"]: max(row["kl"], 1e-9) for row in rows}
     sizes = _sizes(matrices)
     block_sizes: dict[str, int] = {}
@@ -179,9 +212,11 @@ class Scores:
         self._sq_norms = {} if blind else input_norms(model, calibration_batch(model, settings))
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        parameter, stored = "", torch.empty(0)
         for block, linear in self._matrices:
-            parameter = f"{block.name}.{linear.parameter}"
-            stored = self._model.names.load([parameter], self._model.checkpoint.read)[parameter]
+            wanted = f"{block.name}.{linear.parameter}"
+            if wanted != parameter:  # a bank of experts is read once for all of them
+                parameter, stored = wanted, self._model.names.load([wanted], self._model.checkpoint.read)[wanted]
             score_OI = linear.view(stored).float().abs()
             name = block.full_name(linear)
             yield name, score_OI * self._sq_norms[name].sqrt().cpu() if self._sq_norms else score_OI
@@ -189,7 +224,7 @@ class Scores:
 
 def input_norms(model: StreamedModel, batch: TokenBatch) -> dict[str, Tensor]:
     """Mean squared inputs of every matrix of the dense model."""
-    hidden = HiddenStates(hidden_shape(model, batch.tokens_NT), model.dtype)
+    hidden = HiddenStates.scratch(hidden_shape(model, batch.tokens_NT), model.dtype)
     embed_all(model, batch.tokens_NT, hidden)
     edit = Norms()
     with progress("Input norms", len(model.spec.blocks) * len(batch.tokens_NT)) as advance:
@@ -203,10 +238,17 @@ def held_out_windows(model: StreamedModel, settings: SparsifySettings) -> TokenB
     """Calibration windows that pruning never sees: drawn with the same seed beyond those it does. Raises UserError."""
     used = {tuple(row.tolist()) for row in calibration_batch(model, settings).tokens_NT}
     more = calibration_batch(model, settings.model_copy(update={"samples": settings.samples + HELD_OUT}))
-    fresh = [n for n, row in enumerate(more.tokens_NT) if tuple(row.tolist()) not in used][:HELD_OUT]
+    fresh = [n for n, row in enumerate(more.tokens_NT) if tuple(row.tolist()) not in used]
     if not fresh:
         raise UserError("the calibration text has no window left to judge an allocation on; give more text.")
-    return TokenBatch(more.tokens_NT[fresh], more.real_NT[fresh], more.description)
+    return _spread(more, fresh)
+
+
+def _spread(batch: TokenBatch, candidates: Sequence[int]) -> TokenBatch:
+    """HELD_OUT of the candidates, evenly spaced, since windows stand source after source."""
+    step = max(len(candidates) / HELD_OUT, 1)
+    chosen = [candidates[int(number * step)] for number in range(min(HELD_OUT, len(candidates)))]
+    return TokenBatch(batch.tokens_NT[chosen], batch.real_NT[chosen], batch.description)
 
 
 def _held_out_kl(dense: StreamedModel, directory: Path, batch: TokenBatch, max_memory: int | None) -> float:
@@ -215,18 +257,18 @@ def _held_out_kl(dense: StreamedModel, directory: Path, batch: TokenBatch, max_m
     return mean_kl(sources[0], sources[1], batch.tokens_NT)
 
 
-def _promote(
-    place: Path, winner: str, out: Path, settings: SparsifySettings, fingerprint: str, facts: dict[str, Any]
-) -> None:
-    """Give the winner the name OUT and the settings that were asked for; drop the rest."""
-    record = read_record(place / winner)
+def _fingerprint(directory: Path) -> str | None:
+    record = read_record(directory)
+    return record["history"][-1]["fingerprint"] if record else None
+
+
+def _record_choice(directory: Path, settings: SparsifySettings, fingerprint: str, facts: dict[str, Any]) -> None:
+    """Give the record the settings that were asked for."""
+    record = read_record(directory)
     assert record is not None
     record["history"][-1] |= {
         "settings": settings.model_dump(mode="json"),
         "fingerprint": fingerprint,
         "allocation": facts,
     }
-    write_json(place / winner / RECORD_NAME, record)
-    (place / winner).rename(out)
-    sync_directory(out.parent)
-    shutil.rmtree(place)
+    write_json(directory / RECORD_NAME, record)

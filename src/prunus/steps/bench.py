@@ -7,6 +7,7 @@ from prunus.benchmark import measure
 from prunus.checkpoint import add_to_record, open_checkpoint, read_record
 from prunus.settings import BenchSettings
 from prunus.steps.done import done_before, mark
+from prunus.steps.keep import results_survive
 
 
 def bench(
@@ -19,10 +20,12 @@ def bench(
     """
     checked = BenchSettings.check(**settings)
     checkpoint = open_checkpoint(model, trust_remote_code=trust_remote_code)
-    if skip_done and (found := done_before(read_record(checkpoint.path), "benchmarks", checked)):
+    record = read_record(checkpoint.path)
+    if skip_done and (found := done_before(record, "benchmarks", checked)):
         return found[0]
     values = checked.model_dump(exclude={"against"})
     dense = open_checkpoint(checked.against, trust_remote_code=trust_remote_code).path if checked.against else None
     result = measure(checkpoint.path, against=dense, trust_remote_code=trust_remote_code, **values)
-    add_to_record(checkpoint.path, "benchmarks", mark([result], checked))
+    with results_survive(checkpoint.path):
+        add_to_record(checkpoint.path, "benchmarks", mark([result], checked))
     return result

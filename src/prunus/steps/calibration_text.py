@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from transformers import AutoModelForCausalLM
 
 from prunus.models import StreamedModel
@@ -24,16 +23,16 @@ def calibration_batch(model: StreamedModel, settings: SparsifySettings) -> Token
         seed=settings.seed,
         max_length=max_length(model),
         generate=self_generator(
-            lambda: _whole_model(model), model.tokenizer, identity=f"{model.checkpoint.sha256} float32"
+            lambda: _whole_model(model), model.tokenizer, identity=f"{model.checkpoint.sha256} {model.dtype}"
         ),
     )
 
 
 def _whole_model(model: StreamedModel) -> Any:
-    """Generating needs every block again for every token, so here the model is loaded whole."""
+    """Generating needs every block again for every token, so here, and only here, the model is loaded whole."""
     path, trust = model.checkpoint.path, model.checkpoint.trust_remote_code
     with quiet_libraries():
-        whole = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, trust_remote_code=trust)
+        whole = AutoModelForCausalLM.from_pretrained(path, dtype=model.dtype, trust_remote_code=trust)
     return whole.to(model.device)
 
 

@@ -1,22 +1,18 @@
 """What a sparsify step will cost, from shapes and a short measurement of this machine."""
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import psutil
-
-from prunus.errors import UserError
 from prunus.machine_choice import product_seconds
 from prunus.models import StreamedModel
 from prunus.settings import SparsifySettings
 from prunus.sparsity import Method
+from prunus.steps.memory_plan import plan_memory
 from prunus.steps.plan import Plan, candidates
+from prunus.text.self_generated import sequences_at_once
 
-GRAM_COPIES = 4  # a solver keeps the Gram, its factor or inverse, and working copies
-SOLVER_COPIES = 6  # fp32: the weight, targets, duals and masks of a solver
-SCORE_COPIES = 4  # fp32: the weight, its scores, their order, the mask
-# Of waiting sequences in memory, where the user sets no limit: less memory for some time, see docs/log.md
-WAITING_BYTES = 400 << 20
+READ_BYTES_PER_SECOND = 8e9  # what a small machine reads from memory: a decoding step reads every weight once
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,69 +38,21 @@ def estimate_sparsify(
     model: StreamedModel, plan: Plan, method: Method, settings: SparsifySettings, max_memory: int | None
 ) -> Estimate:
     """Return the estimate. Raises UserError when not even one sequence fits into `max_memory` bytes."""
-    sequences = settings.samples if method.needs else 0
-    fixed = (
-        _process_bytes()
-        + sequences * _hidden_bytes(model, settings.length)
-        + max(_block_bytes(model, i, method) for i in range(len(model.spec.blocks)))
-    )
-    each = _sequence_bytes(model, settings.length)
-    in_memory = min(sequences, max(WAITING_BYTES // each, 1))
-    if max_memory is not None:
-        in_memory = min(sequences, (max_memory - fixed) // each)
-    if max_memory is not None and sequences and in_memory < 1:
-        raise UserError(
-            f"max memory of {max_memory / 2**30:.2f} GiB is too small: one block, its statistics and one sequence of "
-            f"{settings.length} tokens take about {(fixed + each) / 2**30:.2f} GiB."
-        )
     weights = [
         linear.shape[0] * linear.shape[1]
         for b, linear in candidates(model.spec, head=True)
         if plan.pattern_of(b, linear)
     ]
+    rate = _flops_per_second(model)
     return Estimate(
         matrices=len(weights),
         weights=sum(weights),
         zeros=plan.num_pruned(model.spec),
         parameters=model.checkpoint.num_parameters,
-        sequences=sequences,
-        sequences_in_memory=int(in_memory),
-        disk_bytes=int(2 * sequences * _hidden_bytes(model, settings.length) + (sequences - in_memory) * each),
-        memory_bytes=int(fixed + in_memory * each),
-        seconds=round(_flops(model, method, settings) / _flops_per_second(model), 1),
+        **asdict(plan_memory(model, method, settings, max_memory)),
+        seconds=round(_flops(model, method, settings) / rate + _sampling_seconds(model, method, settings, rate), 1),
         by_projection=_by_projection(model, plan),
     )
-
-
-def _process_bytes() -> int:
-    return int(psutil.Process().memory_info().rss)
-
-
-def _block_bytes(model: StreamedModel, index: int, method: Method) -> int:
-    """The block as stored, the copy that runs, its widest statistics, and the solver's working set."""
-    infos = [model.checkpoint.tensors[key] for key in model.block_keys()[index]]
-    stored = sum(info.num_bytes for info in infos)
-    running = sum(info.num_elements for info in infos) * model.dtype.itemsize
-    widest = max(linear.shape[1] for linear in model.spec.blocks[index].linears)
-    largest = max(linear.shape[0] * linear.shape[1] for linear in model.spec.blocks[index].linears)
-    grams = max(len(stage.groups) for stage in model.spec.blocks[index].stages) - 1 + GRAM_COPIES
-    solver = grams * widest**2 * 4 if "gram" in method.needs else 0
-    copies = SOLVER_COPIES if "gram" in method.needs else SCORE_COPIES
-    return stored + running + solver + copies * largest * 4
-
-
-def _sequence_bytes(model: StreamedModel, length: int) -> int:
-    """What a waiting forward pass holds: the residual, the last normed input, and the input of the widest matrix.
-
-    At the attention output it is about as much: residual, normed input, q, k, v, and what attention gave.
-    """
-    widest = max(linear.shape[1] for _, linear in model.spec.matrices)
-    return 2 * _hidden_bytes(model, length) + length * widest * model.dtype.itemsize
-
-
-def _hidden_bytes(model: StreamedModel, length: int) -> int:
-    """The hidden states of one sequence between two blocks."""
-    return length * int(model.config.get_text_config(decoder=True).hidden_size) * model.dtype.itemsize
 
 
 def _flops(model: StreamedModel, method: Method, settings: SparsifySettings) -> float:
@@ -124,6 +72,17 @@ def _flops(model: StreamedModel, method: Method, settings: SparsifySettings) -> 
 def _solve_flops(method: Method, outs: int, width: int) -> float:
     """A factorisation and a few dozen products with the Gram for solvers, a sort for the others."""
     return 10 * width**3 + 100 * outs * width**2 if "gram" in method.needs else 200 * outs * width
+
+
+def _sampling_seconds(model: StreamedModel, method: Method, settings: SparsifySettings, rate: float) -> float:
+    """The model's own samples, unless they are cached: a decoding step per token, for many sequences at once."""
+    if not method.needs or not settings.samples_itself:
+        return 0.0
+    together = sequences_at_once(settings.samples, settings.length)
+    steps = math.ceil(settings.samples / together) * settings.length
+    weights = model.checkpoint.num_parameters
+    each = weights * model.dtype.itemsize / READ_BYTES_PER_SECOND + 2 * weights * together / rate
+    return 1.5 * steps * each
 
 
 def _flops_per_second(model: StreamedModel) -> float:

@@ -1,18 +1,25 @@
 """`prunus.evaluate`: how good a model is, on text and tasks the user names, beside the dense model it came from."""
 
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from prunus.calibration import StreamedSource
-from prunus.checkpoint import add_to_record, open_checkpoint, read_record
+from prunus.checkpoint import Checkpoint, add_to_record, open_checkpoint, read_record
 from prunus.errors import UserError
 from prunus.evaluation.continuations import continuations
 from prunus.evaluation.evaluate import evaluate_model
-from prunus.evaluation.lm_eval_tasks import lm_eval_tasks
+from prunus.evaluation.lm_eval_tasks import find_tasks, lm_eval_tasks
 from prunus.machine_choice import choose_device, choose_dtype, parse_memory
 from prunus.models import StreamedModel
+from prunus.models.skeleton import check_config
+from prunus.models.streamed import load_tokenizer
 from prunus.settings import EvaluateSettings
 from prunus.steps.done import done_before, mark
+from prunus.steps.keep import results_survive
 from prunus.text.sources import parse_source
 
 Result = dict[str, Any]
@@ -42,18 +49,51 @@ def evaluate(
     record = read_record(checkpoint.path)
     if skip_done and (found := done_before(record, "evaluations", checked)):
         return found
-    results = _measure(str(checkpoint.path), checked, parse_memory(max_memory), trust_remote_code)
-    add_to_record(checkpoint.path, "evaluations", mark(results, checked))
+    dense = open_checkpoint(checked.against, trust_remote_code=trust_remote_code) if checked.against else None
+    _check(checked, [checkpoint, dense] if dense else [checkpoint])
+    results = _measure(checkpoint, dense, checked, _forward(checkpoint, checked, parse_memory(max_memory)))
+    with results_survive(checkpoint.path):
+        add_to_record(checkpoint.path, "evaluations", mark(results, checked))
     return results
 
 
-def _measure(model: str, settings: EvaluateSettings, max_memory: int | None, trust: bool) -> list[Result]:
+def _check(settings: EvaluateSettings, checkpoints: list[Checkpoint]) -> None:
+    """Raise UserError for what would otherwise end the work when hours of it are done."""
+    for checkpoint in checkpoints:
+        check_config(checkpoint.config, trust_remote_code=checkpoint.trust_remote_code)
+        if settings.prompts:
+            load_tokenizer(checkpoint)
+    if settings.tasks:
+        find_tasks(settings.tasks)
+
+
+@dataclass(frozen=True, slots=True)
+class _Forward:
+    """How the models are run: decided once, so that both are run in the same way."""
+
+    dtype: torch.dtype
+    device: str
+    max_memory: int | None
+
+    def source(self, checkpoint: Checkpoint) -> StreamedSource:
+        model = StreamedModel(checkpoint, dtype=self.dtype, device=self.device)
+        return StreamedSource(model, max_memory=self.max_memory)
+
+
+def _forward(checkpoint: Checkpoint, settings: EvaluateSettings, max_memory: int | None) -> _Forward:
+    device = choose_device(settings.device)
+    width = int(checkpoint.config.get_text_config(decoder=True).hidden_size)
+    return _Forward(choose_dtype(settings.dtype, device, width), device, max_memory)
+
+
+def _measure(
+    model: Checkpoint, dense: Checkpoint | None, settings: EvaluateSettings, forward: _Forward
+) -> list[Result]:
     results: list[Result] = []
     if settings.text or settings.choices:
-        dense = _source(settings.against, settings, max_memory, trust) if settings.against else None
         results += evaluate_model(
-            _source(model, settings, max_memory, trust),
-            dense,
+            forward.source(model),
+            forward.source(dense) if dense else None,
             texts=tuple(parse_source(text) for text in settings.text),
             length=settings.length,
             windows=settings.windows,
@@ -62,16 +102,37 @@ def _measure(model: str, settings: EvaluateSettings, max_memory: int | None, tru
             against=settings.against,
         )
     if settings.prompts:
-        assert settings.against is not None
-        dense_path = open_checkpoint(settings.against, trust_remote_code=trust).path
-        results.append(continuations(dense_path, Path(model), prompts=settings.prompts, trust_remote_code=trust))
+        results.append(_continuations(model, dense, settings, forward))
     if settings.tasks:
-        results += lm_eval_tasks(Path(model), settings.tasks, limit=settings.limit)
+        results += _tasks(model, dense, settings, forward)
     return results
 
 
-def _source(model: str, settings: EvaluateSettings, max_memory: int | None, trust: bool) -> StreamedSource:
-    checkpoint = open_checkpoint(model, trust_remote_code=trust)
-    device = choose_device(settings.device)
-    dtype = choose_dtype(settings.dtype, device, int(checkpoint.config.get_text_config(decoder=True).hidden_size))
-    return StreamedSource(StreamedModel(checkpoint, dtype=dtype, device=device), max_memory=max_memory)
+def _continuations(
+    model: Checkpoint, dense: Checkpoint | None, settings: EvaluateSettings, forward: _Forward
+) -> Result:
+    assert dense is not None
+    return continuations(
+        dense.path,
+        model.path,
+        prompts=settings.prompts,
+        dtype=forward.dtype,
+        device=forward.device,
+        trust_remote_code=model.trust_remote_code,
+    )
+
+
+def _tasks(model: Checkpoint, dense: Checkpoint | None, settings: EvaluateSettings, forward: _Forward) -> list[Result]:
+    run = partial(
+        lm_eval_tasks,
+        tasks=settings.tasks,
+        limit=settings.limit,
+        dtype=str(forward.dtype).removeprefix("torch."),
+        device=forward.device,
+        trust_remote_code=model.trust_remote_code,
+    )
+    results = run(model.path)
+    if dense is None:
+        return results
+    pairs = zip(results, run(dense.path), strict=True)
+    return [{**own, "against": {"path": settings.against, "metrics": other["metrics"]}} for own, other in pairs]

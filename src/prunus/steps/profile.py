@@ -5,9 +5,13 @@ from typing import Any
 
 import torch
 
-from prunus.checkpoint import add_to_record, open_checkpoint
+from prunus.checkpoint import Checkpoint, open_checkpoint, read_record
+from prunus.checkpoint.record import RECORD_NAME, write_json
+from prunus.errors import UserError
+from prunus.machine_choice import choose_device, choose_dtype
 from prunus.models import StreamedModel
 from prunus.models.axes import find_axes
+from prunus.steps.keep import results_survive
 from prunus.steps.sensitivity import measure_sensitivity
 
 
@@ -15,26 +19,62 @@ def profile(
     model: str | Path,
     *,
     sensitivity: bool = False,
+    into: str | Path | None = None,
     pattern: str = "0.5",
     by: str = "block",
     text: str = "builtin",
     length: int = 256,
     windows: int = 8,
+    dtype: str = "auto",
+    device: str = "auto",
     trust_remote_code: bool = False,
 ) -> dict[str, Any]:
     """Return parameters and bytes by component, decode bytes and FLOPs per token, and a row per decoder block.
 
     With `sensitivity`, each block (or, with by="matrix", each matrix) is pruned alone to `pattern` and the KL to the
-    dense model on `text` is measured. Raises UserError when the model is not understood.
+    model as it is on `text` is measured, with a forward pass in `dtype` on `device`. The rows are kept in the record of
+    the model, where it has one, or of the run `into`, which was made from the model. Raises UserError when the model is
+    not understood or the run was made from another.
     """
+    if into is not None and not sensitivity:
+        raise UserError("--into says where sensitivity is kept, and none was asked for; add --sensitivity.")
     checkpoint = open_checkpoint(model, trust_remote_code=trust_remote_code)
-    streamed = StreamedModel(checkpoint, dtype=torch.float32)
-    result = describe(streamed)
+    result = describe(StreamedModel(checkpoint, dtype=torch.float32))
     if sensitivity:
+        keeper = checkpoint.path if into is None else _made_from(checkpoint, Path(into))
+        place = choose_device(device)
+        width = int(checkpoint.config.get_text_config(decoder=True).hidden_size)
+        streamed = StreamedModel(checkpoint, dtype=choose_dtype(dtype, place, width), device=place)
         rows = measure_sensitivity(streamed, pattern=pattern, by=by, text=text, length=length, windows=windows)
         result["sensitivity"] = rows
-        add_to_record(checkpoint.path, "sensitivity", rows)
+        with results_survive(keeper):
+            _keep(keeper, rows)
     return result
+
+
+def _made_from(checkpoint: Checkpoint, run: Path) -> Path:
+    """The run, when this model is what it was made from. Raises UserError otherwise."""
+    record = read_record(run)
+    if record is None:
+        raise UserError(f"{run} has no prunus.json; give --into a directory that prunus made.")
+    inputs = [(step.get("input") or {}).get("sha256") for step in record["history"]]
+    if checkpoint.sha256 not in inputs:
+        raise UserError(f"{run} was not made from {checkpoint.path}; give --into a run that was, or leave it out.")
+    return run
+
+
+def _keep(directory: Path, rows: list[dict[str, Any]]) -> None:
+    """Add the rows to the record of a directory that has one, in place of those of the same unit and conditions."""
+    record = read_record(directory)
+    if record is None:
+        return
+    again = [_conditions(row) for row in rows]
+    others = [row for row in record.get("sensitivity", []) if _conditions(row) not in again]
+    write_json(directory / RECORD_NAME, {**record, "sensitivity": [*others, *rows]})
+
+
+def _conditions(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name not in ("kl", "model")}  # the hash is the model
 
 
 def describe(model: StreamedModel) -> dict[str, Any]:
@@ -48,7 +88,6 @@ def describe(model: StreamedModel) -> dict[str, Any]:
     return {
         "model": str(model.checkpoint.path),
         "family": model.spec.family,
-        "sha256": model.checkpoint.sha256,
         "parameters": model.checkpoint.num_parameters,
         "bytes": model.checkpoint.num_bytes,
         "components": {

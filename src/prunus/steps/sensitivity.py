@@ -11,9 +11,11 @@ from torch import Tensor
 from prunus.calibration import BlockPass, HiddenStates, embed_all, hidden_shape
 from prunus.errors import UserError
 from prunus.evaluation.divergence import token_kl
+from prunus.evaluation.source import check_finite
 from prunus.models import StreamedModel
 from prunus.progress import progress
 from prunus.sparsity import METHODS, Pattern, parse_pattern
+from prunus.steps.calibration_text import max_length
 from prunus.steps.plan import Plan
 from prunus.steps.sparsify_edit import SparsifyEdit
 from prunus.text.batches import evaluation_windows
@@ -28,23 +30,22 @@ def measure_sensitivity(
     """Return one row per unit: its KL(dense || pruned alone), mean nats per token. `by` is "block" or "matrix"."""
     if by not in ("block", "matrix"):
         raise UserError(f"by={by!r} is not known; allowed are block and matrix.")
-    batch = evaluation_windows(parse_source(text), model.tokenizer, length=length, windows=windows)
+    if windows < 1:
+        raise UserError(f"windows={windows}: measuring sensitivity needs at least 1 window.")
+    batch = evaluation_windows(
+        parse_source(text), model.tokenizer, length=length, windows=windows, max_length=max_length(model)
+    )
     rows = sensitivity_of_windows(model, batch.tokens_NT, parse_pattern(pattern), by=by)
-    return [{**row, "dataset": batch.description[0]["source"]} for row in rows]
+    facts = batch.description[0]
+    return [{**row, "dataset": facts["source"], "dataset_sha256": facts["sha256"]} for row in rows]
 
 
 def sensitivity_of_windows(
     model: StreamedModel, tokens_NT: Tensor, pattern: Pattern, *, by: str
 ) -> list[dict[str, Any]]:
-    """The same on given tokens."""
+    """The same on given tokens. Every row names the model it is about. Raises UserError when a KL is NaN."""
     wanted = METHODS[METHOD].resolve(pattern)
-    conditions = {
-        "pattern": str(wanted),
-        "method": METHOD,
-        "window": tokens_NT.shape[1],
-        "windows": len(tokens_NT),
-        "dtype": str(model.dtype).removeprefix("torch."),
-    }
+    conditions = _conditions(model, tokens_NT, wanted)
     inputs = _dense_inputs(model, tokens_NT)
     units = _units(model, by)
     rows = []
@@ -52,9 +53,22 @@ def sensitivity_of_windows(
         for index, name, projection, names in units:
             final = _final_hidden(model, tokens_NT, inputs[index], index, dict.fromkeys(names, wanted))
             kl = _mean_kl(model, tokens_NT, inputs[-1], final)
+            check_finite({"KL": kl}, str(model.checkpoint.path), f"this text, with {name} pruned,")
             rows.append({"name": name, "block": index, "projection": projection, "kl": kl, **conditions})
             advance(1)
     return rows
+
+
+def _conditions(model: StreamedModel, tokens_NT: Tensor, wanted: Pattern) -> dict[str, Any]:
+    return {
+        "model": str(model.checkpoint.path),
+        "sha256": model.checkpoint.sha256,
+        "pattern": str(wanted),
+        "method": METHOD,
+        "window": tokens_NT.shape[1],
+        "windows": len(tokens_NT),
+        "dtype": str(model.dtype).removeprefix("torch."),
+    }
 
 
 def _units(model: StreamedModel, by: str) -> list[tuple[int, str, str, list[str]]]:
@@ -72,9 +86,11 @@ def _dense_inputs(model: StreamedModel, tokens_NT: Tensor) -> list[HiddenStates]
     shape = hidden_shape(model, tokens_NT)
     states = [HiddenStates(shape, model.dtype) for _ in range(len(model.spec.blocks) + 1)]
     embed_all(model, tokens_NT, states[0])
-    plain = BlockPass(model=model, real_NT=_all_real(tokens_NT), edit=None)
-    for index in range(len(model.spec.blocks)):
-        plain.run_block(index, states[index], states[index + 1])
+    num_blocks = len(model.spec.blocks)
+    with progress("Sensitivity, dense model", num_blocks * len(tokens_NT)) as advance:
+        plain = BlockPass(model=model, real_NT=_all_real(tokens_NT), edit=None, advance=advance)
+        for index in range(num_blocks):
+            plain.run_block(index, states[index], states[index + 1])
     return states
 
 

@@ -1,10 +1,7 @@
 """`prunus.sparsify`: model directory in, sparse model directory out, one decoder block in memory at a time."""
 
-import math
-import shutil
 import time
-from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,7 +10,7 @@ import torch
 from torch import Tensor
 
 from prunus import __version__
-from prunus.benchmark.machine import machine, peak_resident_bytes
+from prunus.benchmark.machine import machine, peak_resident_bytes, reset_peak_resident
 from prunus.calibration import BlockPass, HiddenStates, SpillFiles, embed_all, hidden_shape
 from prunus.checkpoint import Checkpoint, OutputDirectory, open_checkpoint, read_record
 from prunus.checkpoint.output import full_disk_is_an_error
@@ -26,9 +23,12 @@ from prunus.progress import console, progress
 from prunus.result import Run
 from prunus.settings import SparsifySettings
 from prunus.sparsity import METHODS
+from prunus.sparsity.methods import make_options
 from prunus.steps.allocate import SparsifyTo, sparsify_allocated
 from prunus.steps.calibration_text import calibration_batch
 from prunus.steps.estimate import Estimate, estimate_sparsify
+from prunus.steps.identity import identity
+from prunus.steps.memory_plan import plan_memory
 from prunus.steps.notices import notices
 from prunus.steps.plan import Plan, make_plan
 from prunus.steps.sparsify_edit import SparsifyEdit
@@ -52,7 +52,7 @@ def sparsify(
     """
     job = _job(model, max_memory, trust_remote_code, settings)
     checked, checkpoint, limit = job.settings, job.model.checkpoint, job.max_memory
-    output = OutputDirectory(Path(out), checkpoint, checked.model_dump(mode="json"))
+    output = OutputDirectory(Path(out), checkpoint, identity(checked))
     if output.is_done:
         return Run.open(output.out, reused=True)
     with output:
@@ -60,7 +60,6 @@ def sparsify(
             job.run(output)
         else:
             sparsify_allocated(job.model, output.out, checked, output.fingerprint, _another(checkpoint, limit), limit)
-            shutil.rmtree(output.partial)
     return Run.open(output.out)
 
 
@@ -84,7 +83,7 @@ def _another(checkpoint: Checkpoint, max_memory: int | None) -> SparsifyTo:
     """Sparsify the same model with other settings to another place."""
 
     def sparsify_to(out: Path, settings: SparsifySettings) -> None:
-        output = OutputDirectory(out, checkpoint, settings.model_dump(mode="json"))
+        output = OutputDirectory(out, checkpoint, identity(settings))
         if not output.is_done:
             with output:
                 SparsifyJob(settings, checkpoint, max_memory).run(output)
@@ -111,16 +110,17 @@ class SparsifyJob:
     def run(self, output: OutputDirectory) -> None:
         """Go through the blocks from where `output` stands, then give the directory its name."""
         self._started = time.monotonic()
-        for notice in self.notices:
-            console.print(f"note: {notice}", markup=False, highlight=False, soft_wrap=True)
-        saved = output.progress() or {"blocks_done": 0, "matrices": [], "seconds": 0.0, "peak_memory_bytes": 0}
+        reset_peak_resident()
+        _say(self.notices)
+        saved = output.progress() or nothing_done()
         self.model.dtype = DTYPES[saved.get("dtype", str(self.model.dtype).removeprefix("torch."))]
         edit = SparsifyEdit(self.method, self.options, self.plan, saved["matrices"])
-        estimate = estimate_sparsify(self.model, self.plan, self.method, self.settings, self.max_memory)
-        self.shards.check_space(output, estimate.disk_bytes)
+        memory = plan_memory(self.model, self.method, self.settings, self.max_memory)
+        self.shards.check_space(output, memory.disk_bytes)
         batch = calibration_batch(self.model, self.settings) if self.method.needs else no_text()
         self._write_outer(output)
-        self._pass_blocks(output, edit, batch, saved, estimate.sequences_in_memory)
+        self._pass_blocks(output, edit, batch, saved, memory.sequences_in_memory)
+        _say(edit.notices)
         output.finish(self._record(edit, batch, saved, output.fingerprint))
 
     def _write_outer(self, output: OutputDirectory) -> None:
@@ -132,7 +132,8 @@ class SparsifyJob:
         self, output: OutputDirectory, edit: SparsifyEdit, batch: TokenBatch, saved: dict[str, Any], in_memory: int
     ) -> None:
         num_blocks, num_sequences = len(self.model.spec.blocks), len(batch.tokens_NT)
-        first, hidden = self._hidden_states(output, batch, saved)
+        with full_disk_is_an_error(output.out):
+            first, hidden = self._hidden_states(output, batch, saved)
         units = max(num_sequences, 1)
         with progress(f"Sparsify, {self.settings.method}", num_blocks * units, first * units) as advance:
             run = BlockPass(
@@ -148,10 +149,13 @@ class SparsifyJob:
                 with full_disk_is_an_error(output.out):
                     state = run.run_block(index, hidden[index % 2], hidden[(index + 1) % 2])
                 self._save_block(output, index, state)
+                saved["zeros"] += sum(int((tensor == 0).sum()) for tensor in state.values())
                 saved |= self._progress(index + 1, edit, hidden[(index + 1) % 2], saved)
                 output.save_progress(saved)
         if self.settings.head:
-            self._save_head(output, run.edit_head(batch.tokens_NT, hidden[num_blocks % 2]))
+            state = run.edit_head(batch.tokens_NT, hidden[num_blocks % 2])
+            self._save_head(output, state)
+            saved["zeros"] += sum(int((tensor == 0).sum()) for tensor in state.values())
 
     def _save_head(self, output: OutputDirectory, state: dict[str, Tensor]) -> None:
         changed = self.model.names.store(state)
@@ -199,10 +203,11 @@ class SparsifyJob:
         checkpoint = self.model.checkpoint
         record = read_record(checkpoint.path) or new_record(__version__)
         record |= {"prunus": __version__, "evaluations": [], "benchmarks": []}
-        record.pop("sensitivity", None)
+        about_input = record.pop("sensitivity", [])
         step = {
             "step": "sparsify",
             "settings": self.settings.model_dump(mode="json"),
+            "options": asdict(self.options),
             "fingerprint": fingerprint,
             "input": {"path": str(checkpoint.path), "sha256": checkpoint.sha256},
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -214,37 +219,29 @@ class SparsifyJob:
             "calibration": batch.description,
             "allocation": self.settings.allocation,
             "parameters": checkpoint.num_parameters,
-            "sparsity": achieved(edit.matrices, checkpoint.num_parameters),
-            "notices": self.notices,
+            "sparsity": achieved(edit.matrices, saved["zeros"], checkpoint.num_parameters),
+            "notices": [*self.notices, *edit.notices],
+            "sensitivity": about_input,
             "matrices": edit.matrices,
         }
         return {**record, "history": [*record["history"], step]}
 
 
-def make_options(kind: type[Any], values: Mapping[str, Any]) -> Any:
-    """Build a method's options, all of them numbers. Raises UserError naming the ones there are."""
-    known = {field.name: field.default for field in fields(kind)}
-    for key, value in values.items():
-        if key not in known:
-            allowed = ", ".join(known) or "none"
-            raise UserError(f"unknown option {key!r}; this method's options are: {allowed}.")
-        if not _is_number(value, whole=isinstance(known[key], int)):
-            number = "a whole number" if isinstance(known[key], int) else "a number"
-            raise UserError(f"option {key}={value!r} is not {number}; the default is {known[key]}.")
-    return kind(**values)
+def _say(notices: list[str]) -> None:
+    for notice in notices:
+        console.print(f"note: {notice}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _is_number(value: Any, *, whole: bool) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
-        return False
-    return math.isfinite(value)
+def nothing_done() -> dict[str, Any]:
+    """What is saved after each block, before the first."""
+    return {"blocks_done": 0, "matrices": [], "zeros": 0, "seconds": 0.0, "peak_memory_bytes": 0}
 
 
-def achieved(matrices: list[dict[str, Any]], num_parameters: int) -> dict[str, float]:
-    """Fraction of zeros over the pruned matrices, and of their zeros over all parameters."""
+def achieved(matrices: list[dict[str, Any]], num_zeros: int, num_parameters: int) -> dict[str, float]:
+    """Fraction of zeros over the matrices that this step pruned, and over all parameters of the model."""
     sizes = [row["shape"][0] * row["shape"][1] for row in matrices]
     zeros = sum(round(row["sparsity"] * size) for row, size in zip(matrices, sizes, strict=True))
-    return {"pruned_matrices": zeros / max(sum(sizes), 1), "all_parameters": zeros / max(num_parameters, 1)}
+    return {"pruned_matrices": zeros / max(sum(sizes), 1), "all_parameters": num_zeros / max(num_parameters, 1)}
 
 
 def no_text() -> TokenBatch:

@@ -5,6 +5,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from prunus.models.spec import BlockSpec, Group, LinearSpec
@@ -22,6 +23,17 @@ class SparsifyEdit:
     matrices: list[dict[str, Any]] = field(default_factory=list)
 
     @property
+    def notices(self) -> list[str]:
+        """What a user should hear of the work afterwards."""
+        unseen = [row["name"] for row in self.matrices if row["tokens"] == 0]
+        if not self.method.needs or not unseen:
+            return []
+        return [
+            f"{len(unseen)} matrices, such as {unseen[0]}, met no calibration token and were pruned as if all their "
+            "inputs were alike; give more, or more varied, calibration text."
+        ]
+
+    @property
     def needs(self) -> Collection[str]:
         return self.method.needs
 
@@ -31,6 +43,8 @@ class SparsifyEdit:
         wanted = [self.plan.pattern_of(block, linear) for linear in group.linears]
         if not any(wanted):
             return weights_OI
+        if self.method.needs and not statistics.num_tokens:
+            statistics = _all_alike(weights_OI[0])
         start = time.perf_counter()
         prepared = prepare(self.method, statistics, self.options)
         shared = (time.perf_counter() - start) / sum(pattern is not None for pattern in wanted)
@@ -45,6 +59,12 @@ class SparsifyEdit:
             self.matrices.append(_row(block, linear, pattern, weight_OI, result, statistics, seconds))
             solved.append(result.weight_OI)
         return solved
+
+
+def _all_alike(weight_OI: Tensor) -> Statistics:
+    """For an expert that no token was routed to: zeros would let the position of a weight decide."""
+    ones_I = torch.ones(weight_OI.shape[1], device=weight_OI.device)
+    return Statistics(num_tokens=0, input_sq_norm_I=ones_I, gram_II=ones_I.diag())
 
 
 def _row(

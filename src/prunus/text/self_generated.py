@@ -70,10 +70,23 @@ def start_token(tokenizer: Any) -> int:
 def sample_tokens(model: Any, start: int, *, samples: int, length: int, seed: int) -> Tensor:
     """Return (N, T) int64 samples on the CPU, each beginning with `start`; seeded, so repeatable on one machine."""
     generator = torch.Generator().manual_seed(seed)
-    at_once = max(TOKENS_AT_ONCE // length, 1)
+    at_once = sequences_at_once(samples, length)
     sizes = [min(at_once, samples - done) for done in range(0, samples, at_once)]
     with progress("Sampling the model's own text", total=len(sizes) * (length - 1)) as advance:
         return torch.cat([_sample_together(model, start, size, length, generator, advance) for size in sizes])
+
+
+def sequences_at_once(samples: int, length: int) -> int:
+    """How many samples grow side by side."""
+    return min(max(TOKENS_AT_ONCE // length, 1), samples)
+
+
+def kv_cache_values(config: Any) -> int:
+    """Keys and values that one token leaves in all layers of a model with this config."""
+    text = config.get_text_config(decoder=True)
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return int(2 * text.num_hidden_layers * heads * width)
 
 
 @torch.inference_mode()

@@ -4,6 +4,7 @@ A made part stands between `<!-- made: NAME -->` and `<!-- end -->`. Everything 
 """
 
 import ast
+import json
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import fields
@@ -50,6 +51,19 @@ def files() -> str:
     return _table(("file", "what it is"), rows)
 
 
+def mixes() -> str:
+    """What the calibration text does to two kinds of text; from what `benchmarks/mixes.py` measured."""
+    rows = [json.loads(line) for line in (DOCS / "measured" / "mixes.jsonl").read_text(encoding="utf-8").splitlines()]
+    cells = ((row["mix"], f"{row['prose']:.2f}", f"{row['arithmetic']:.2f}") for row in rows)
+    table = _table(("calibrated on", "perplexity, prose", "perplexity, arithmetic"), cells)
+    first = rows[0]
+    return (
+        f"{first['model']}, {first['method']} at {first['pattern']}, {first['samples']} x {first['length']} "
+        f"calibration tokens, the first {first['windows']} windows of {first['length']} tokens of each test text, "
+        f"{first['dtype'].removeprefix('torch.')} forward, torch {first['torch']}:\n\n{table}"
+    )
+
+
 def _paper(method: Method) -> str:
     return re.sub(r"arXiv:(\d+\.\d+)", r"[arXiv:\1](https://arxiv.org/abs/\1)", method.paper)
 
@@ -72,7 +86,13 @@ def _table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-PARTS: dict[str, Callable[[], str]] = {"methods": methods, "options": options, "families": families, "files": files}
+PARTS: dict[str, Callable[[], str]] = {
+    "methods": methods,
+    "options": options,
+    "mixes": mixes,
+    "families": families,
+    "files": files,
+}
 
 
 def render(page: str) -> str:

@@ -33,6 +33,13 @@ def test_the_verdict_comes_first_and_from_the_record(tmp_path: Path):
     assert places == sorted(places)
 
 
+def test_weights_as_large_as_before_are_not_smaller_by_less_than_nothing(tmp_path: Path):
+    same = record()
+    for role in ("model", "dense"):
+        same["benchmarks"][-1][role]["bytes_on_disk"] = 500_000_000 + (role == "model")
+    assert "Smaller by 0.0%" in words(page(tmp_path, same))
+
+
 def test_conditions_evaluations_continuations_and_history_appear(tmp_path: Path):
     seen = words(page(tmp_path, record()))
     for expected in (

@@ -44,7 +44,8 @@ def _smaller(run: Run) -> Card:
     meaning = f"{text.size(dense)} dense, {text.size(model)} now, on disk."
     if model >= dense and run.sparsity:
         meaning += " Zeros are stored at full size in this format."
-    return Card("Smaller by", f"{1 - model / dense:.1%}", meaning, "weight files of the directory")
+    share = round(1 - model / dense, 3) or 0.0  # never "-0.0%"
+    return Card("Smaller by", f"{share:.1%}", meaning, "weight files of the directory")
 
 
 def _faster(run: Run) -> Card:

@@ -199,7 +199,7 @@ def show_profile(result: dict[str, Any]) -> None:
     console.print(
         f"{result['parameters']:,} parameters, {result['prunable_parameters']:,} in matrices that can be pruned; "
         f"{result['decode_bytes_per_token'] / MB:,.1f} MB read and {result['flops_per_token'] / 1e9:.2f} GFLOP per "
-        f"token at batch 1; {result['kv_cache_values_per_token'] or 0:,} cached values per token of context."
+        f"token at batch 1; {result['kv_cache_values_per_token']:,} cached values per token of context."
     )
     _show_axes(result["axes"])
     _show_layers(result["layers"])

@@ -22,7 +22,6 @@ from prunus.sparsity import METHODS
 from prunus.sparsity.methods import make_options
 from prunus.steps.bench import bench
 from prunus.steps.evaluate import evaluate
-from prunus.steps.notices import check_allocation
 from prunus.steps.plan import make_plan
 from prunus.steps.report import report
 from prunus.steps.sparsify import sparsify
@@ -68,7 +67,6 @@ def check_recipe(recipe: Recipe, out: Path, trust_remote_code: bool) -> None:
     for step in recipe.steps:
         if isinstance(step.settings, SparsifySettings):
             s = step.settings
-            check_allocation(s)
             make_options(METHODS[s.method].options, s.options)
             make_plan(spec, METHODS[s.method], s.pattern, s.overrides, s.protect, s.head)
         for text in getattr(step.settings, "calibration", ()) + getattr(step.settings, "text", ()):

@@ -5,10 +5,10 @@ Unknown keys are refused. What a step records as its settings is exactly what st
 
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from prunus.errors import UserError
-from prunus.sparsity import METHODS, parse_pattern
+from prunus.sparsity import METHODS, Unstructured, parse_pattern
 
 DEFAULT_METHOD = "admm"
 
@@ -78,6 +78,17 @@ class SparsifySettings(Settings):
         if not isinstance(value, dict):
             return value
         return {glob: wish if wish == "dense" else str(parse_pattern(wish)) for glob, wish in value.items()}
+
+    @model_validator(mode="after")
+    def _allocation_decides_alone(self) -> Self:
+        if self.allocation != "uniform" and (
+            self.overrides or not isinstance(parse_pattern(self.pattern), Unstructured)
+        ):
+            raise UserError(
+                f"allocation {self.allocation!r} decides the sparsity of every matrix itself: it takes an unstructured "
+                f"pattern and no overrides; {self.pattern!r} with {len(self.overrides)} overrides was given."
+            )
+        return self
 
 
 class EvaluateSettings(Settings):

@@ -1,4 +1,4 @@
-"""Fixtures for the tests of mistakes: a model and a text to spoil, and the one sentence that must come of it."""
+"""The command line, run; for mistakes a model and a text to spoil, and the one sentence that must come of them."""
 
 import shutil
 from pathlib import Path
@@ -24,21 +24,32 @@ def text(tmp_path):
 
 
 @pytest.fixture
-def refused(tmp_path, capsys, monkeypatch):
-    """Run the command line; returns the one sentence it must end with."""
+def prunus(capsys, monkeypatch):
+    """Run one command; returns (exit code, stdout, stderr)."""
 
-    def run(*arguments: object, out: Path | None = tmp_path / "out") -> str:
+    def run(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", ["prunus", *map(str, arguments)])
         with pytest.raises(SystemExit) as stop:
             cli.main()
         captured = capsys.readouterr()
-        assert stop.value.code == 2
-        assert "Traceback" not in captured.err
-        assert captured.out == ""
+        return int(stop.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def refused(tmp_path, prunus):
+    """Run the command line; returns the one sentence it must end with."""
+
+    def run(*arguments: object, out: Path | None = tmp_path / "out") -> str:
+        code, printed, errors = prunus(*arguments)
+        assert code == 2
+        assert "Traceback" not in errors
+        assert printed == ""
         if out is not None:
             assert not out.exists()
             assert not (out.with_name(out.name + ".partial") / INDEX_NAME).exists()
-        sentence = captured.err[captured.err.index("error: ") :].strip()
+        sentence = errors[errors.index("error: ") :].strip()
         assert "\n" not in sentence
         return sentence
 

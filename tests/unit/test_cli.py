@@ -19,20 +19,6 @@ SMALL = ("--samples", 4, "--length", 32, "--dtype", "float32", "--device", "cpu"
 
 
 @pytest.fixture
-def prunus(capsys, monkeypatch):
-    """Run one command; returns (exit code, stdout, stderr)."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["prunus", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        captured = capsys.readouterr()
-        return int(stop.value.code or 0), captured.out, captured.err
-
-    return run
-
-
-@pytest.fixture
 def result_of(prunus):
     """Run one command that must succeed; returns the JSON object on the last line of stdout."""
 

@@ -19,6 +19,7 @@ from prunus.benchmark.transformers_engine import Times, Work, decode_bytes, gene
 from prunus.checkpoint import open_checkpoint
 from prunus.errors import UserError
 from prunus.machine_choice import DTYPES, choose_device
+from prunus.models.limits import max_length
 from prunus.models.skeleton import check_config
 from prunus.progress import progress
 
@@ -83,7 +84,7 @@ def _check_directory(directory: Path, work: Work) -> None:
     """Refuse, before any weight is read, what is not a causal language model or is too short for the work."""
     config = open_checkpoint(directory, trust_remote_code=work.trust_remote_code).config
     check_config(config, trust_remote_code=work.trust_remote_code)
-    longest = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    longest = max_length(config)
     asked = work.prompt_tokens + work.new_tokens
     if longest is not None and asked > longest:
         raise UserError(

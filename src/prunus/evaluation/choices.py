@@ -21,7 +21,8 @@ from torch import Tensor
 
 from prunus.errors import UserError
 from prunus.evaluation.perplexity import token_nll
-from prunus.evaluation.source import LogitSource, check_finite, logit_slices, max_length, name_of
+from prunus.evaluation.source import LogitSource, check_finite, logit_slices, name_of
+from prunus.models.limits import max_length
 from prunus.progress import progress
 from prunus.text.sources import decode_file, json_rows, text_sha256
 
@@ -104,7 +105,7 @@ def _task(row: dict[str, Any], path: Path, number: int) -> ChoiceTask:
 
 def token_rows(source: LogitSource, tasks: list[ChoiceTask]) -> list[_Row]:
     """Return one row per ending; UserError names the line of a task that is too long or leaves nothing."""
-    tokenizer, maximum = source.tokenizer, max_length(source)
+    tokenizer, maximum = source.tokenizer, max_length(source.config)
     return [_row(task, ending, tokenizer, maximum) for task in tasks for ending in task.endings]
 
 
@@ -128,7 +129,7 @@ def _log_likelihoods(source: LogitSource, rows: list[_Row], progress_text: str) 
     buckets: dict[int, list[int]] = defaultdict(list)
     for index, row in enumerate(rows):
         width = math.ceil(len(row.tokens) / PAD_TO) * PAD_TO
-        buckets[min(width, max_length(source) or width)].append(index)
+        buckets[min(width, max_length(source.config) or width)].append(index)
     for width, indices in sorted(buckets.items()):
         tokens_NT = torch.tensor([rows[i].tokens + [0] * (width - len(rows[i].tokens)) for i in indices])
         hidden_NTH = source.final_hidden(tokens_NT, f"{progress_text}, {width} tokens")

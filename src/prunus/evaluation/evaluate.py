@@ -18,7 +18,8 @@ from prunus.errors import UserError
 from prunus.evaluation.choices import Questions, read_questions, score_choices, token_rows
 from prunus.evaluation.divergence import summarise_divergence, token_agreement, token_kl
 from prunus.evaluation.perplexity import summarise_nll, token_nll
-from prunus.evaluation.source import LogitSource, check_finite, logit_slices, max_length, name_of
+from prunus.evaluation.source import LogitSource, check_finite, logit_slices, name_of
+from prunus.models.limits import max_length
 from prunus.progress import progress
 from prunus.text.batches import TokenBatch, evaluation_windows
 from prunus.text.sources import TextSource
@@ -47,7 +48,7 @@ def evaluate_model(
     """
     sources = [source] if dense is None else [source, dense]
     _check_same_vocabulary(sources)
-    longest = min((maximum for one in sources if (maximum := max_length(one))), default=None)
+    longest = min((maximum for one in sources if (maximum := max_length(one.config))), default=None)
     batches = [
         evaluation_windows(text, source.tokenizer, length=length, windows=windows, max_length=longest) for text in texts
     ]

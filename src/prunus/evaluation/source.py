@@ -55,12 +55,6 @@ def logit_slices(
         yield logits, tokens_1T[0, start + 1 : stop + 1].to(logits[0].device)
 
 
-def max_length(source: LogitSource) -> int | None:
-    """The longest window that the model was made for; None when it does not say."""
-    longest: int | None = getattr(source.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    return longest
-
-
 def name_of(source: LogitSource) -> str:
     """The path of the model, as it was loaded."""
     return str(getattr(source.config, "name_or_path", "") or "the model")

@@ -36,7 +36,7 @@ class Run:
     def sensitivity(self) -> list[dict[str, Any]]:
         """KL of cutting one matrix or block alone, each row with the model it is about; empty when not measured.
 
-        A step's rows are about its input. Those it measured itself, to allocate, are on its calibration text.
+        A step's rows are about its input.
         """
         rows = []
         for step in self.history:

@@ -38,7 +38,6 @@ from prunus.sparsity.allocation import (
     owl,
 )
 from prunus.steps.calibration_text import calibration_batch
-from prunus.steps.notices import check_allocation
 from prunus.steps.sensitivity import sensitivity_of_windows
 from prunus.text.batches import TokenBatch
 
@@ -91,7 +90,6 @@ def _search(
     max_memory: int | None,
 ) -> Path:
     """Make both models; the better one's record then says that it is what was asked for."""
-    check_allocation(settings)
     pattern = parse_pattern(settings.pattern)
     assert isinstance(pattern, Unstructured)
     uniform = settings.model_copy(update={"allocation": "uniform"})

@@ -5,6 +5,7 @@ from typing import Any
 from transformers import AutoModelForCausalLM
 
 from prunus.models import StreamedModel
+from prunus.models.limits import max_length
 from prunus.progress import quiet_libraries
 from prunus.settings import SparsifySettings
 from prunus.text.batches import TokenBatch, calibration_tokens
@@ -21,7 +22,7 @@ def calibration_batch(model: StreamedModel, settings: SparsifySettings) -> Token
         samples=settings.samples,
         length=settings.length,
         seed=settings.seed,
-        max_length=max_length(model),
+        max_length=max_length(model.config),
         generate=self_generator(
             lambda: _whole_model(model), model.tokenizer, identity=f"{model.checkpoint.sha256} {model.dtype}"
         ),
@@ -34,9 +35,3 @@ def _whole_model(model: StreamedModel) -> Any:
     with quiet_libraries():
         whole = AutoModelForCausalLM.from_pretrained(path, dtype=model.dtype, trust_remote_code=trust)
     return whole.to(model.device)
-
-
-def max_length(model: StreamedModel) -> int | None:
-    """The longest sequence the model was made for, where its config says so."""
-    value = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    return int(value) if value else None

@@ -16,13 +16,13 @@ from prunus.checkpoint import Checkpoint, OutputDirectory, open_checkpoint
 from prunus.checkpoint.output import check_place
 from prunus.errors import UserError
 from prunus.models import StreamedModel
+from prunus.models.limits import max_length
 from prunus.settings import SparsifySettings
 from prunus.sparsity import METHODS, parse_pattern
 from prunus.steps.allocate import HELD_OUT
-from prunus.steps.calibration_text import max_length
 from prunus.steps.estimate import Estimate
 from prunus.steps.identity import identity
-from prunus.steps.notices import check_allocation, notices
+from prunus.steps.notices import notices
 from prunus.steps.sparsify import estimate
 from prunus.text.batches import calibration_tokens
 from prunus.text.self_generated import start_token
@@ -48,7 +48,6 @@ def dry_run(
     Raises UserError where that run would, except for what only the weights tell (NaN) or only the work (a full disk).
     """
     checked = SparsifySettings.check(**settings)
-    check_allocation(checked)
     checkpoint = open_checkpoint(model, trust_remote_code=trust_remote_code)
     place = Path(out).expanduser().absolute()
     check_place(place, checkpoint.path)
@@ -108,6 +107,6 @@ def _check_text(checkpoint: Checkpoint, settings: SparsifySettings) -> None:
         samples=settings.samples + (HELD_OUT if allocated else 0),
         length=settings.length,
         seed=settings.seed,
-        max_length=max_length(model),
+        max_length=max_length(model.config),
         generate=stand_in,
     )

@@ -6,9 +6,10 @@ import psutil
 
 from prunus.errors import UserError
 from prunus.models import StreamedModel
+from prunus.models.limits import kv_cache_values
 from prunus.settings import SparsifySettings
 from prunus.sparsity import Method
-from prunus.text.self_generated import kv_cache_values, sequences_at_once
+from prunus.text.self_generated import sequences_at_once
 
 GRAM_COPIES = 5  # a solver keeps the Gram, its damped twin, an inverse, and working copies
 SOLVER_COPIES = 6  # fp32: the weight, targets, duals and masks of a solver

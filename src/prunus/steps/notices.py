@@ -2,9 +2,7 @@
 
 from collections.abc import Iterable
 
-from prunus.errors import UserError
-from prunus.settings import SparsifySettings
-from prunus.sparsity import Pattern, Tile, Unstructured, parse_pattern
+from prunus.sparsity import Pattern, Tile, Unstructured
 
 # Measured on a small model without training afterwards, see docs/log.md.
 LARGE_TILE = 16
@@ -17,17 +15,6 @@ def notices(patterns: Iterable[Pattern]) -> list[str]:
     """Return sentences, each with the reason; the first is always said."""
     distinct = sorted(set(patterns), key=str)
     return [ZEROS_ALONE, *(sentence for pattern in distinct if (sentence := _notice(pattern)))]
-
-
-def check_allocation(settings: SparsifySettings) -> None:
-    """Raise UserError when an allocation is asked for beside something that already decides what it would decide."""
-    if settings.allocation == "uniform":
-        return
-    if settings.overrides or not isinstance(parse_pattern(settings.pattern), Unstructured):
-        raise UserError(
-            f"allocation {settings.allocation!r} decides the sparsity of every matrix itself: it takes an unstructured "
-            f"pattern and no overrides; {settings.pattern!r} with {len(settings.overrides)} overrides was given."
-        )
 
 
 def _notice(pattern: Pattern) -> str | None:

@@ -11,6 +11,7 @@ from prunus.errors import UserError
 from prunus.machine_choice import choose_device, choose_dtype
 from prunus.models import StreamedModel
 from prunus.models.axes import find_axes
+from prunus.models.limits import kv_cache_values
 from prunus.steps.keep import results_survive
 from prunus.steps.sensitivity import measure_sensitivity
 
@@ -84,7 +85,6 @@ def describe(model: StreamedModel) -> dict[str, Any]:
     inside = {key for keys in blocks for key in keys}
     outside = {name: info for name, info in tensors.items() if name not in inside}
     looked_up = _looked_up_bytes(model)
-    text_config = model.config.get_text_config(decoder=True)
     return {
         "model": str(model.checkpoint.path),
         "family": model.spec.family,
@@ -97,7 +97,7 @@ def describe(model: StreamedModel) -> dict[str, Any]:
         "prunable_parameters": sum(o * i for o, i in (linear.shape for _, linear in model.spec.matrices)),
         "decode_bytes_per_token": model.checkpoint.num_bytes - looked_up - _sleeping_expert_bytes(model),
         "flops_per_token": _flops_per_token(model),
-        "kv_cache_values_per_token": _kv_values(text_config),
+        "kv_cache_values_per_token": kv_cache_values(model.config),
         "axes": _axes(model),
         "layers": layers,
     }
@@ -163,11 +163,3 @@ def _flops_per_token(model: StreamedModel) -> int:
     )
     head = model.config.get_text_config(decoder=True)
     return int(2 * (inside + head.vocab_size * head.hidden_size))
-
-
-def _kv_values(config: Any) -> int | None:
-    heads = getattr(config, "num_key_value_heads", None) or getattr(config, "num_attention_heads", None)
-    if not heads:
-        return None
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(2 * config.num_hidden_layers * heads * width)

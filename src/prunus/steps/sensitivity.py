@@ -13,9 +13,9 @@ from prunus.errors import UserError
 from prunus.evaluation.divergence import token_kl
 from prunus.evaluation.source import check_finite
 from prunus.models import StreamedModel
+from prunus.models.limits import max_length
 from prunus.progress import progress
 from prunus.sparsity import METHODS, Pattern, parse_pattern
-from prunus.steps.calibration_text import max_length
 from prunus.steps.plan import Plan
 from prunus.steps.sparsify_edit import SparsifyEdit
 from prunus.text.batches import evaluation_windows
@@ -33,7 +33,7 @@ def measure_sensitivity(
     if windows < 1:
         raise UserError(f"windows={windows}: measuring sensitivity needs at least 1 window.")
     batch = evaluation_windows(
-        parse_source(text), model.tokenizer, length=length, windows=windows, max_length=max_length(model)
+        parse_source(text), model.tokenizer, length=length, windows=windows, max_length=max_length(model.config)
     )
     rows = sensitivity_of_windows(model, batch.tokens_NT, parse_pattern(pattern), by=by)
     facts = batch.description[0]

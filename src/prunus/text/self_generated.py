@@ -81,14 +81,6 @@ def sequences_at_once(samples: int, length: int) -> int:
     return min(max(TOKENS_AT_ONCE // length, 1), samples)
 
 
-def kv_cache_values(config: Any) -> int:
-    """Keys and values that one token leaves in all layers of a model with this config."""
-    text = config.get_text_config(decoder=True)
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return int(2 * text.num_hidden_layers * heads * width)
-
-
 @torch.inference_mode()
 def _sample_together(
     model: Any, start: int, samples: int, length: int, generator: torch.Generator, advance: Callable[[int], None]

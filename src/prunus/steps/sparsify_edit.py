@@ -44,7 +44,7 @@ class SparsifyEdit:
         if not any(wanted):
             return weights_OI
         if self.method.needs and not statistics.num_tokens:
-            statistics = _all_alike(weights_OI[0])
+            statistics = self._all_alike(weights_OI[0])
         start = time.perf_counter()
         prepared = prepare(self.method, statistics, self.options)
         shared = (time.perf_counter() - start) / sum(pattern is not None for pattern in wanted)
@@ -60,11 +60,11 @@ class SparsifyEdit:
             solved.append(result.weight_OI)
         return solved
 
-
-def _all_alike(weight_OI: Tensor) -> Statistics:
-    """For an expert that no token was routed to: zeros would let the position of a weight decide."""
-    ones_I = torch.ones(weight_OI.shape[1], device=weight_OI.device)
-    return Statistics(num_tokens=0, input_sq_norm_I=ones_I, gram_II=ones_I.diag())
+    def _all_alike(self, weight_OI: Tensor) -> Statistics:
+        """For an expert that no token was routed to: zeros would let the position of a weight decide."""
+        ones_I = torch.ones(weight_OI.shape[1], device=weight_OI.device)
+        gram_II = ones_I.diag() if "gram" in self.needs else None
+        return Statistics(num_tokens=0, input_sq_norm_I=ones_I, gram_II=gram_II)
 
 
 def _row(

@@ -9,14 +9,16 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from prunus.models.families import FAMILIES
-from prunus.sparsity import METHODS
+from prunus.sparsity import METHODS, NM, Tile, Unstructured, parse_pattern
 from prunus.sparsity.methods import Method
 
 DOCS = Path(__file__).parent
 PACKAGE = DOCS.parent / "src" / "prunus"
 MADE = re.compile(r"<!-- made: (\w+) -->\n.*?<!-- end -->", re.DOTALL)
+KINDS = (Unstructured, NM, Tile)
 
 
 def methods() -> str:
@@ -53,7 +55,7 @@ def files() -> str:
 
 def mixes() -> str:
     """What the calibration text does to two kinds of text; from what `benchmarks/mixes.py` measured."""
-    rows = [json.loads(line) for line in (DOCS / "measured" / "mixes.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = _measured("mixes")
     cells = ((row["mix"], f"{row['prose']:.2f}", f"{row['arithmetic']:.2f}") for row in rows)
     table = _table(("calibrated on", "perplexity, prose", "perplexity, arithmetic"), cells)
     first = rows[0]
@@ -62,6 +64,52 @@ def mixes() -> str:
         f"calibration tokens, the first {first['windows']} windows of {first['length']} tokens of each test text, "
         f"{first['dtype'].removeprefix('torch.')} forward, torch {first['torch']}:\n\n{table}"
     )
+
+
+def perplexities() -> str:
+    """Perplexity of every pattern and method, and the conditions of all rows that `benchmarks/methods.py` measured."""
+    names = ("model", "calibration", "test", "dense_perplexity", "dtype", "cpu", "threads", "torch")
+    (conditions,) = {tuple(row[name] for name in names) for row in _measured("methods")}
+    model, calibration, test, dense, dtype, cpu, threads, torch = conditions
+    return (
+        f"{model}, calibrated on {calibration}, perplexity on {test} (dense: {dense:.2f}), {dtype} forward, "
+        f"{cpu}, {threads} threads, torch {torch}:\n\n{_pivot('perplexity', _short)}"
+    )
+
+
+def divergences() -> str:
+    """KL to the dense model of every pattern and method, in nats per token; measured as the perplexities."""
+    return _pivot("kl", "{:.3f}".format)
+
+
+def seconds() -> str:
+    """Seconds of pruning of every pattern and method; measured as the perplexities."""
+    return _pivot("seconds", "{:.0f}".format)
+
+
+def _pivot(column: str, form: Callable[[float], str]) -> str:
+    """One figure of every measured pair: patterns down, methods across."""
+    rows = _measured("methods")
+    cells = {(row["pattern"], row["method"]): form(row[column]) for row in rows}
+    lines = ((f"`{pattern}`", *(cells.get((pattern, name), "-") for name in METHODS)) for pattern in _patterns(rows))
+    return _table(("pattern", *(method.title for method in METHODS.values())), lines)
+
+
+def _patterns(rows: Iterable[dict[str, Any]]) -> list[str]:
+    """Unstructured, then N:M, then tiles; among each the mildest first, by the lowest perplexity that was reached."""
+    lowest: dict[str, float] = {}
+    for row in rows:
+        lowest[row["pattern"]] = min(row["perplexity"], lowest.get(row["pattern"], row["perplexity"]))
+    return sorted(lowest, key=lambda pattern: (KINDS.index(type(parse_pattern(pattern))), lowest[pattern]))
+
+
+def _short(perplexity: float) -> str:
+    return f"{perplexity:.2f}" if perplexity < 1000 else f"{perplexity:,.0f}"
+
+
+def _measured(name: str) -> list[dict[str, Any]]:
+    lines = (DOCS / "measured" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
 
 
 def _paper(method: Method) -> str:
@@ -89,6 +137,9 @@ def _table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 PARTS: dict[str, Callable[[], str]] = {
     "methods": methods,
     "options": options,
+    "perplexities": perplexities,
+    "divergences": divergences,
+    "seconds": seconds,
     "mixes": mixes,
     "families": families,
     "files": files,

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import json
 import re
 from pathlib import Path
 
@@ -30,6 +31,36 @@ def test_made_parts_are_up_to_date(page, tables):
 def test_every_made_part_stands_on_a_page(tables):
     pages = "".join(page.read_text(encoding="utf-8") for page in PAGES)
     assert sorted(tables.MADE.findall(pages)) == sorted(tables.PARTS)
+
+
+@pytest.fixture
+def measured(tables, tmp_path, monkeypatch):
+    """Put rows in the place of those that `benchmarks/methods.py` measured."""
+
+    def write(*rows: dict[str, object]) -> None:
+        (tmp_path / "measured").mkdir()
+        (tmp_path / "measured" / "methods.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+        monkeypatch.setattr(tables, "DOCS", tmp_path)
+
+    return write
+
+
+def test_patterns_are_in_order_and_a_missing_pair_is_a_dash(tables, measured):
+    pairs = {("wanda", "4x4:0.5"): 1, ("admm", "2:4"): 1234.5, ("admm", "4:8"): 1, ("wanda", "0.5"): 3}
+    measured(*({"method": m, "pattern": p, "perplexity": value, "seconds": 59.6} for (m, p), value in pairs.items()))
+    assert tables.seconds().splitlines()[2:] == [
+        "| `0.5` | - | 60 | - | - | - |",
+        "| `4:8` | - | - | - | - | 60 |",
+        "| `2:4` | - | - | - | - | 60 |",
+        "| `4x4:0.5` | - | 60 | - | - | - |",
+    ]
+
+
+def test_rows_of_different_conditions_are_no_table(tables, measured):
+    row = tables._measured("methods")[0]
+    measured(row, row | {"torch": "another"})
+    with pytest.raises(ValueError, match="unpack"):
+        tables.perplexities()
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=list(METHODS))

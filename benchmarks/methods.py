@@ -1,6 +1,7 @@
 """The table of methods and patterns: quality and time of every pair on one model, one text, one machine.
 
 Every row is one JSON line in RESULTS; a pair that is already there is skipped, so the table can be made in pieces.
+docs/measured/methods.jsonl is such a file, and `make docs` makes the tables in docs/methods.md from it.
 
 usage: methods.py RESULTS.jsonl --calibration TRAIN.txt --test TEST.txt [--model DIR] [--samples 64] [--length 1024]
                   [--windows 32] [--dtype auto] [--methods wanda,admm,...] [--patterns 0.5,2:4,...]

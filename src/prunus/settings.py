@@ -37,23 +37,7 @@ def _sentence(cls: type[BaseModel], error: ValidationError) -> str:
     return f"{key}={first.get('input')!r} is not allowed: {first['msg'].lower()}."
 
 
-class CalibratedSettings(Settings):
-    """What every step that looks at calibration text takes."""
-
-    calibration: tuple[str, ...] = ("self",)
-    samples: int = Field(128, ge=1)
-    length: int = Field(2048, ge=2)
-    seed: int = Field(0, ge=0)
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    device: str = "auto"
-
-    @property
-    def samples_itself(self) -> bool:
-        """Whether the model's own samples are among the calibration text."""
-        return any(source.partition("=")[0] == "self" for source in self.calibration)
-
-
-class SparsifySettings(CalibratedSettings):
+class SparsifySettings(Settings):
     """What decides the content of a sparsified model."""
 
     method: str = DEFAULT_METHOD
@@ -63,7 +47,18 @@ class SparsifySettings(CalibratedSettings):
     options: dict[str, Any] = {}
     head: bool = False  # prune the output head too, where it is not tied to the embedding
     allocation: Literal["uniform", "model", "owl", "dlp", "sensitivity"] = "uniform"
+    calibration: tuple[str, ...] = ("self",)
+    samples: int = Field(128, ge=1)
+    length: int = Field(2048, ge=2)
     propagate: Literal["sparse", "dense"] = "sparse"
+    seed: int = Field(0, ge=0)
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    device: str = "auto"
+
+    @property
+    def samples_itself(self) -> bool:
+        """Whether the model's own samples are among the calibration text."""
+        return any(source.partition("=")[0] == "self" for source in self.calibration)
 
     @field_validator("method")
     @classmethod

@@ -26,13 +26,11 @@ class Statistics:
     """What calibration measured on the inputs x of one matrix, fp32, as means over `num_tokens` tokens.
 
     `input_sq_norm_I` is the mean of x_i ** 2, `gram_II` the mean of x x^T; its diagonal is `input_sq_norm_I`.
-    `input_mean_I` is the mean of x.
     """
 
     num_tokens: int = 0
     input_sq_norm_I: Tensor | None = None
     gram_II: Tensor | None = None
-    input_mean_I: Tensor | None = None
 
     def sq_norm(self) -> Tensor:
         """Mean squared inputs, from whichever statistic was collected."""
@@ -44,11 +42,6 @@ class Statistics:
         """The Gram matrix; the method that asks must have declared it in `needs`."""
         assert self.gram_II is not None, "the Gram matrix was not collected"
         return self.gram_II.float()
-
-    def mean(self) -> Tensor:
-        """Mean inputs; who asks must have declared it."""
-        assert self.input_mean_I is not None, "the mean was not collected"
-        return self.input_mean_I.float()
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,13 +7,13 @@ from transformers import AutoModelForCausalLM
 from prunus.models import StreamedModel
 from prunus.models.limits import max_length
 from prunus.progress import quiet_libraries
-from prunus.settings import CalibratedSettings
+from prunus.settings import SparsifySettings
 from prunus.text.batches import TokenBatch, calibration_tokens
 from prunus.text.self_generated import self_generator
 from prunus.text.sources import parse_source
 
 
-def calibration_batch(model: StreamedModel, settings: CalibratedSettings) -> TokenBatch:
+def calibration_batch(model: StreamedModel, settings: SparsifySettings) -> TokenBatch:
     """Read, tokenise and mix the sources. Raises UserError for text that cannot serve."""
     sources = [parse_source(text) for text in settings.calibration]
     return calibration_tokens(

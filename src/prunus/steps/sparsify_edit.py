@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunus.calibration import Tensors
-from prunus.models.spec import BlockSpec, Group, LinearSpec, Stage
+from prunus.models.spec import BlockSpec, Group, LinearSpec
 from prunus.sparsity import Method, Pattern, PruneResult, Statistics, prepare, prune, reconstruction_error
 from prunus.steps.plan import Plan
 
@@ -23,11 +22,23 @@ class SparsifyEdit:
     plan: Plan
     matrices: list[dict[str, Any]] = field(default_factory=list)
 
-    def needs_at(self, block: BlockSpec, stage: Stage) -> Collection[str]:
+    @property
+    def notices(self) -> list[str]:
+        """What a user should hear of the work afterwards."""
+        unseen = [row["name"] for row in self.matrices if row["tokens"] == 0]
+        if not self.method.needs or not unseen:
+            return []
+        return [
+            f"{len(unseen)} matrices, such as {unseen[0]}, met no calibration token and were pruned as if all their "
+            "inputs were alike; give more, or more varied, calibration text."
+        ]
+
+    @property
+    def needs(self) -> Collection[str]:
         return self.method.needs
 
     def __call__(
-        self, block: BlockSpec, group: Group, weights_OI: list[Tensor], statistics: Statistics, tensors: Tensors
+        self, block: BlockSpec, group: Group, weights_OI: list[Tensor], statistics: Statistics
     ) -> list[Tensor]:
         wanted = [self.plan.pattern_of(block, linear) for linear in group.linears]
         if not any(wanted):
@@ -52,7 +63,7 @@ class SparsifyEdit:
     def _all_alike(self, weight_OI: Tensor) -> Statistics:
         """For an expert that no token was routed to: zeros would let the position of a weight decide."""
         ones_I = torch.ones(weight_OI.shape[1], device=weight_OI.device)
-        gram_II = ones_I.diag() if "gram" in self.method.needs else None
+        gram_II = ones_I.diag() if "gram" in self.needs else None
         return Statistics(num_tokens=0, input_sq_norm_I=ones_I, gram_II=gram_II)
 
 
@@ -79,14 +90,3 @@ def _row(
         "seconds": round(seconds, 4),
         "notes": result.notes,
     }
-
-
-def notes_of_unseen(method: Method, rows: list[dict[str, Any]]) -> list[str]:
-    """What a user should hear afterwards of matrices that no token reached."""
-    unseen = [row["name"] for row in rows if row["tokens"] == 0]
-    if not method.needs or not unseen:
-        return []
-    return [
-        f"{len(unseen)} matrices, such as {unseen[0]}, met no calibration token and were pruned as if all their inputs "
-        "were alike; give more, or more varied, calibration text."
-    ]

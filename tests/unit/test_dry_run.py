@@ -39,7 +39,13 @@ def test_it_counts_the_zeros(rehearse):
 
 @pytest.mark.parametrize(
     ("pattern", "said"),
-    [("0.5", ()), ("2:4", ()), ("4x1:0.5", ()), ("0.7", ("much in one shot",)), ("16x16:0.5", ("train afterwards",))],
+    [
+        ("0.5", ()),
+        ("2:4", ()),
+        ("4x1:0.5", ("train afterwards",)),
+        ("0.7", ("much in one shot",)),
+        ("16x16:0.5", ("train afterwards",)),
+    ],
 )
 def test_it_says_what_the_run_will_say(rehearse, model, tmp_path, capsys, pattern, said):
     remarks = rehearse("--method", "magnitude", "--pattern", pattern)["remarks"]

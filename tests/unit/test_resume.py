@@ -134,6 +134,21 @@ def killed_between_name_and_clearing(model, out, text):
     sparsify_once(model, out, text)
 
 
+def killed_inside_safetensors(model, out, text):
+    """After three blocks, with the file half written that safetensors makes for itself before it renames it."""
+    written = []
+
+    def save_then_die(tensors, file, metadata):
+        written.append(file)
+        if len(written) == 5:  # embedding and head come first
+            (file.parent / ".tmpAbCdEf").write_bytes(b"half")
+            die()
+        real(tensors, file, metadata=metadata)
+
+    real, output_module.save_file = output_module.save_file, save_then_die
+    sparsify_once(model, out, text)
+
+
 def kill_one(model, out, text, target):
     process = start(model, out, text, target)
     process.join()
@@ -147,6 +162,7 @@ def kill_one(model, out, text, target):
         (killed_after_the_head, with_head),
         (killed_before_the_first_block, sparsify_once),
         (killed_between_name_and_clearing, sparsify_once),
+        (killed_inside_safetensors, sparsify_once),
     ],
 )
 def test_killed_at_a_delicate_moment_gives_the_same_bytes(killed, whole, deep_model, text, tmp_path):

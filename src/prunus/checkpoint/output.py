@@ -75,11 +75,15 @@ class OutputDirectory:
         return self
 
     def _clear_what_nobody_goes_on_from(self) -> None:
-        """Drop what a process left that was killed before its first block: perhaps files of another model."""
-        if not (self.partial / PROGRESS_NAME).exists():
-            for file in self.partial.iterdir():
-                if file.is_file() and file.name != LOCK_NAME:
-                    file.unlink()
+        """Drop what a killed process left: half-written files and, before its first block, all of them.
+
+        Those may be of another model. safetensors writes to a `.tmp...` file of its own and renames it.
+        """
+        goes_on = (self.partial / PROGRESS_NAME).exists()
+        for file in self.partial.iterdir():
+            half_written = file.suffix == ".tmp" or file.name.startswith(".tmp")
+            if file.is_file() and file.name != LOCK_NAME and (half_written or not goes_on):
+                file.unlink()
 
     def __exit__(
         self, _type: type[BaseException] | None, _error: BaseException | None, _traceback: TracebackType | None

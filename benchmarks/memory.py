@@ -34,30 +34,35 @@ BLOCKS_PER_SHARD = 4
 
 
 def make_checkpoint(folder: Path) -> None:
-    """Write the checkpoint shard by shard; one shard is in memory at a time."""
-    folder.mkdir(parents=True)
-    torch.manual_seed(0)
-    weight_map: dict[str, str] = {}
-    for number, names in enumerate(_shards()):
-        file = f"model-{number + 1:05d}.safetensors"
-        save_file({name: _random(shape) for name, shape in names.items()}, folder / file, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(names, file)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    CONFIG.save_pretrained(folder)
+    """Write the checkpoint and a tokenizer of made-up words."""
+    write_random_weights(folder, CONFIG)
     words = {f"w{i}": i for i in range(CONFIG.vocab_size)}
     tokenizer = Tokenizer(models.WordLevel(vocab=words, unk_token="w0"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="w0").save_pretrained(folder)
 
 
-def _shards() -> list[dict[str, tuple[int, ...]]]:
-    hidden, inner, vocabulary = CONFIG.hidden_size, CONFIG.intermediate_size, CONFIG.vocab_size
-    narrow = hidden // CONFIG.num_attention_heads * CONFIG.num_key_value_heads
+def write_random_weights(folder: Path, config: LlamaConfig) -> None:
+    """Write config and weights shard by shard; one shard is in memory at a time."""
+    folder.mkdir(parents=True)
+    torch.manual_seed(0)
+    weight_map: dict[str, str] = {}
+    for number, names in enumerate(_shards(config)):
+        file = f"model-{number + 1:05d}.safetensors"
+        save_file({name: _random(shape) for name, shape in names.items()}, folder / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(names, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    config.save_pretrained(folder)
+
+
+def _shards(config: LlamaConfig) -> list[dict[str, tuple[int, ...]]]:
+    hidden, inner, vocabulary = config.hidden_size, config.intermediate_size, config.vocab_size
+    wide, narrow = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
     block: dict[str, tuple[int, ...]] = {
-        "self_attn.q_proj.weight": (hidden, hidden),
+        "self_attn.q_proj.weight": (wide, hidden),
         "self_attn.k_proj.weight": (narrow, hidden),
         "self_attn.v_proj.weight": (narrow, hidden),
-        "self_attn.o_proj.weight": (hidden, hidden),
+        "self_attn.o_proj.weight": (hidden, wide),
         "mlp.gate_proj.weight": (inner, hidden),
         "mlp.up_proj.weight": (inner, hidden),
         "mlp.down_proj.weight": (hidden, inner),
@@ -67,9 +72,10 @@ def _shards() -> list[dict[str, tuple[int, ...]]]:
     ends: dict[str, tuple[int, ...]] = {
         "model.embed_tokens.weight": (vocabulary, hidden),
         "model.norm.weight": (hidden,),
-        "lm_head.weight": (vocabulary, hidden),
     }
-    layers = range(CONFIG.num_hidden_layers)
+    if not config.tie_word_embeddings:
+        ends["lm_head.weight"] = (vocabulary, hidden)
+    layers = range(config.num_hidden_layers)
     groups = [layers[start : start + BLOCKS_PER_SHARD] for start in range(0, len(layers), BLOCKS_PER_SHARD)]
     return [ends, *({f"model.layers.{i}.{n}": s for i in group for n, s in block.items()} for group in groups)]
 

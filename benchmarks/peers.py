@@ -23,21 +23,21 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-PEER = "llmcompressor==0.14.0.1"
 TORCH = "torch==2.13.0"
+PEER = "llmcompressor==0.14.0.1"
 HERE = Path(__file__).resolve().parent
 WORK = ("wanda:0.5", "sparsegpt:0.5", "sparsegpt:2:4")
 BESIDE = {"sparsegpt:0.5": ("admm:0.5",), "sparsegpt:2:4": ("admm:2:4",)}  # what the peer lacks, beside its best
 SAMPLES, LENGTH, WINDOWS = 64, 1024, 32
 
 
-def peer_python() -> Path:
-    """The interpreter of the peer's environment, made on first use."""
-    root = Path(os.environ.get("PRUNUS_CACHE", Path.home() / ".cache" / "prunus")) / "peers" / PEER.replace("==", "-")
+def peer_python(peer: str, *beside: str) -> Path:
+    """The interpreter of the environment of a peer and of what it needs beside it, made on first use."""
+    root = Path(os.environ.get("PRUNUS_CACHE", Path.home() / ".cache" / "prunus")) / "peers" / peer.replace("==", "-")
     python = root / "bin" / "python"
     if not (root / "ready").exists():
         subprocess.run([sys.executable, "-m", "venv", root], check=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", TORCH, PEER], check=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", TORCH, peer, *beside], check=True)
         (root / "ready").touch()
     return python
 
@@ -53,6 +53,11 @@ def timed(command: list[object]) -> tuple[float, int]:
     return time.perf_counter() - start, usage.ru_maxrss * 1024
 
 
+def demo_model() -> str:
+    code = "from prunus.demo_model import fetch_demo_model; print(fetch_demo_model())"
+    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+
+
 def prunus(*arguments: object) -> list[object]:
     return [sys.executable, "-m", "prunus.cli", *arguments]
 
@@ -65,7 +70,7 @@ def ours(args: argparse.Namespace, work: str, dtype: str, out: Path) -> list[obj
 
 def theirs(args: argparse.Namespace, work: str, tokens: Path, out: Path) -> list[object]:
     method, _, pattern = work.partition(":")
-    return [peer_python(), HERE / "peer_llmcompressor.py", args.model, tokens, method, pattern, out]
+    return [peer_python(PEER), HERE / "peer_llmcompressor.py", args.model, tokens, method, pattern, out]
 
 
 def save_tokens(args: argparse.Namespace, file: Path) -> None:
@@ -80,8 +85,8 @@ def save_tokens(args: argparse.Namespace, file: Path) -> None:
     subprocess.run([sys.executable, "-c", code, args.model, args.calibration, file], check=True)
 
 
-def perplexity(args: argparse.Namespace, directory: Path) -> float:
-    options = ("--text", args.test, "--length", LENGTH, "--windows", WINDOWS, "--dtype", "float32")
+def perplexity(args: argparse.Namespace, directory: Path, windows: int = WINDOWS) -> float:
+    options = ("--text", args.test, "--length", LENGTH, "--windows", windows, "--dtype", "float32")
     command = [str(part) for part in prunus("evaluate", directory, *options)]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return float(json.loads(output.splitlines()[-1])["results"][0]["perplexity"])
@@ -136,11 +141,7 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(WORK))
     parser.add_argument("--dtypes", default="auto,float32", help="of our forward pass; the peer's is float32")
     args = parser.parse_args()
-    if args.model is None:
-        code = "from prunus.demo_model import fetch_demo_model; print(fetch_demo_model())"
-        args.model = subprocess.run(
-            [sys.executable, "-c", code], check=True, capture_output=True, text=True
-        ).stdout.strip()
+    args.model = args.model or demo_model()
     with TemporaryDirectory() as folder:
         save_tokens(args, Path(folder) / "tokens.safetensors")
         for work in args.only.split(","):

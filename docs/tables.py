@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from prunus.models.families import FAMILIES
+from prunus.shrinking import WIDTH_SCORES
+from prunus.shrinking.expert_scores import EXPERT_SCORES
 from prunus.sparsity import METHODS, NM, Tile, Unstructured, parse_pattern
 from prunus.sparsity.methods import Method
 
@@ -23,8 +25,20 @@ KINDS = (Unstructured, NM, Tile)
 
 def methods() -> str:
     """One line per method: what it is, what it needs and costs."""
-    rows = ((m.title, f"`{name}`", m.idea, _paper(m), _needs(m), m.cost, m.when) for name, m in METHODS.items())
+    rows = ((m.title, f"`{name}`", m.idea, _paper(m.paper), _needs(m), m.cost, m.when) for name, m in METHODS.items())
     return _table(("method", "name", "idea", "paper", "needs", "cost", "when to use"), rows)
+
+
+def width_scores() -> str:
+    """One line per score of channels and KV groups."""
+    rows = ((s.title, f"`{name}`", s.idea, _paper(s.paper), s.cost, s.when) for name, s in WIDTH_SCORES.items())
+    return _table(("score", "name", "idea", "paper", "cost", "when to use"), rows)
+
+
+def expert_scores() -> str:
+    """One line per score of experts."""
+    rows = ((s.title, f"`{name}`", s.idea, _paper(s.paper), s.when) for name, s in EXPERT_SCORES.items())
+    return _table(("score", "name", "idea", "paper", "when to use"), rows)
 
 
 def options() -> str:
@@ -112,8 +126,8 @@ def _measured(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def _paper(method: Method) -> str:
-    return re.sub(r"arXiv:(\d+\.\d+)", r"[arXiv:\1](https://arxiv.org/abs/\1)", method.paper)
+def _paper(text: str) -> str:
+    return re.sub(r"arXiv:(\d+\.\d+)", r"[arXiv:\1](https://arxiv.org/abs/\1)", text)
 
 
 def _needs(method: Method) -> str:
@@ -137,6 +151,8 @@ def _table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 PARTS: dict[str, Callable[[], str]] = {
     "methods": methods,
     "options": options,
+    "width_scores": width_scores,
+    "expert_scores": expert_scores,
     "perplexities": perplexities,
     "divergences": divergences,
     "seconds": seconds,

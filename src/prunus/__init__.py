@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from prunus.steps.evaluate import evaluate
     from prunus.steps.profile import profile
     from prunus.steps.report import report
+    from prunus.steps.shrink import shrink
     from prunus.steps.sparsify import estimate, sparsify
 
 # Loaded on first use, so that `prunus --help` does not wait for torch.
@@ -29,9 +30,22 @@ _HOMES = {
     "evaluate": "prunus.steps.evaluate",
     "profile": "prunus.steps.profile",
     "report": "prunus.steps.report",
+    "shrink": "prunus.steps.shrink",
     "sparsify": "prunus.steps.sparsify",
 }
-__all__ = ["Run", "UserError", "__version__", "bench", "estimate", "evaluate", "profile", "report", "run", "sparsify"]
+__all__ = [
+    "Run",
+    "UserError",
+    "__version__",
+    "bench",
+    "estimate",
+    "evaluate",
+    "profile",
+    "report",
+    "run",
+    "shrink",
+    "sparsify",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -3,6 +3,7 @@
 import json
 import sys
 import traceback
+from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,7 @@ import typer
 
 from prunus import __version__
 from prunus import cli_options as opt
+from prunus.cli_shrink import shrink
 from prunus.errors import UserError
 
 app = typer.Typer(
@@ -22,7 +24,7 @@ app = typer.Typer(
 )
 
 INTERRUPTED = 130
-GO_ON = ("sparsify", "run", "demo")  # what these verbs have finished stays finished when they are interrupted
+GO_ON = ("sparsify", "shrink", "run", "demo")  # what these verbs have finished stays finished when they are interrupted
 
 
 def _emit(result: Any) -> None:
@@ -87,6 +89,12 @@ def sparsify(
         run = step(model, out, **settings)
         show_sparsified(run)
         _emit(run.summary())
+
+
+@app.command("shrink", help=shrink.__doc__)
+@wraps(shrink)
+def _shrink(*arguments: Any, **options: Any) -> None:
+    _emit(shrink(*arguments, **options))
 
 
 @app.command()
@@ -251,11 +259,12 @@ def demo(
 
 @app.command()
 def methods() -> None:
-    """List the pruning methods: paper, needs, cost, when to use. Example: `prunus methods`."""
-    from prunus.cli_tables import method_rows, show_methods
+    """List the pruning methods and scores: paper, needs, cost, when to use. Example: `prunus methods`."""
+    from prunus.cli_tables import method_rows, score_rows, show_methods, show_scores
 
     show_methods()
-    _emit({"methods": method_rows()})
+    show_scores()
+    _emit({"methods": method_rows(), "scores": score_rows()})
 
 
 @app.command()

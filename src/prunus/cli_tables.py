@@ -8,10 +8,13 @@ from rich.table import Table
 from prunus.models.families import FAMILIES
 from prunus.progress import console
 from prunus.result import Run
+from prunus.shrinking import WIDTH_SCORES
+from prunus.shrinking.expert_scores import EXPERT_SCORES
 from prunus.sparsity import METHODS
 from prunus.steps.estimate import Estimate
 
 MB = 1e6
+WIDTHS, EXPERTS = WIDTH_SCORES.values(), EXPERT_SCORES.values()
 TESTS_OF_FAMILIES = (
     "a tiny random model of three blocks, saved by transformers in several shards",
     "the logits of the block-by-block run equal those of transformers",
@@ -50,6 +53,21 @@ def show_methods() -> None:
         table.add_column(column)
     for name, method in METHODS.items():
         table.add_row(name, method.idea, method.paper, ", ".join(method.needs) or "weights", method.cost, method.when)
+    console.print(table)
+
+
+def score_rows() -> list[dict[str, Any]]:
+    """The tables of scores for `shrink`, ready for JSON."""
+    widths = [{"of": "channels and KV groups", "score": s.name, "paper": s.paper, "when": s.when} for s in WIDTHS]
+    return widths + [{"of": "experts", "score": s.name, "paper": s.paper, "when": s.when} for s in EXPERTS]
+
+
+def show_scores() -> None:
+    table = Table(title="Scores of whole units, for `prunus shrink`", show_lines=True)
+    for column in ("score", "of", "paper", "when to use"):
+        table.add_column(column)
+    for row in score_rows():
+        table.add_row(row["score"], row["of"], row["paper"], row["when"])
     console.print(table)
 
 

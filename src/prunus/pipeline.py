@@ -17,13 +17,14 @@ from prunus.errors import UserError
 from prunus.models import StreamedModel
 from prunus.recipe import MAKES_A_MODEL, Recipe, Step, load_recipe
 from prunus.result import Run
-from prunus.settings import BenchSettings, EvaluateSettings, ReportSettings, SparsifySettings
+from prunus.settings import BenchSettings, EvaluateSettings, ReportSettings, ShrinkSettings, SparsifySettings
 from prunus.sparsity import METHODS
 from prunus.sparsity.methods import make_options
 from prunus.steps.bench import bench
 from prunus.steps.evaluate import evaluate
 from prunus.steps.plan import make_plan
 from prunus.steps.report import report
+from prunus.steps.shrink import plan_cuts, shrink
 from prunus.steps.sparsify import sparsify
 from prunus.text.sources import check_exists, parse_source
 
@@ -63,12 +64,15 @@ def check_recipe(recipe: Recipe, out: Path, trust_remote_code: bool) -> None:
         raise UserError(f"the recipe makes no model; add a step such as {' or '.join(sorted(MAKES_A_MODEL))}.")
     checkpoint = open_checkpoint(recipe.model, trust_remote_code=trust_remote_code)
     check_place(out.expanduser().absolute(), checkpoint.path)
-    spec = StreamedModel(checkpoint, dtype=torch.float32).spec
+    spec, config = StreamedModel(checkpoint, dtype=torch.float32).spec, checkpoint.config
     for step in recipe.steps:
         if isinstance(step.settings, SparsifySettings):
             s = step.settings
             make_options(METHODS[s.method].options, s.options)
             make_plan(spec, METHODS[s.method], s.pattern, s.overrides, s.protect, s.head)
+        if isinstance(step.settings, ShrinkSettings):
+            cuts = plan_cuts(config, step.settings, trust_remote_code)
+            config = cuts[-1].config if cuts else config
         for text in getattr(step.settings, "calibration", ()) + getattr(step.settings, "text", ()):
             check_exists(parse_source(text))
 
@@ -81,9 +85,9 @@ def _targets(recipe: Recipe, out: Path) -> Iterator[Path]:
 
 
 def _make(step: Step, model: str | Path, target: Path, max_memory: str | int | None, trust: bool) -> Run:
-    assert isinstance(step.settings, SparsifySettings)
     values = step.settings.model_dump(exclude_unset=True)
-    return sparsify(model, target, max_memory=max_memory, trust_remote_code=trust, **values)
+    make = {"sparsify": sparsify, "shrink": shrink}[step.verb]
+    return make(model, target, max_memory=max_memory, trust_remote_code=trust, **values)
 
 
 def _observe(step: Step, dense: str, current: str | Path, max_memory: str | int | None, trust: bool) -> dict[str, Any]:

@@ -16,15 +16,23 @@ from typing import Any
 import yaml
 
 from prunus.errors import UserError
-from prunus.settings import BenchSettings, EvaluateSettings, ReportSettings, Settings, SparsifySettings
+from prunus.settings import (
+    BenchSettings,
+    EvaluateSettings,
+    ReportSettings,
+    Settings,
+    ShrinkSettings,
+    SparsifySettings,
+)
 
 STEPS: dict[str, type[Settings]] = {
     "sparsify": SparsifySettings,
+    "shrink": ShrinkSettings,
     "evaluate": EvaluateSettings,
     "bench": BenchSettings,
     "report": ReportSettings,
 }
-MAKES_A_MODEL = {"sparsify"}
+MAKES_A_MODEL = {"sparsify", "shrink"}
 KEYS = {"version", "model", "steps"}
 VERSION = 1
 

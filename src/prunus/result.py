@@ -33,12 +33,10 @@ class Run:
     def summary(self) -> dict[str, Any]:
         """The JSON object that ends the command's output."""
         step = self.last_step
+        kept = ("sparsity", "allocation", "axes", "before", "after", "seconds", "peak_memory_bytes")
         return {
             "step": step["step"],
             "out": str(self.path),
             "reused": self.reused,
-            "sparsity": step["sparsity"],
-            "allocation": step["allocation"],
-            "seconds": step["seconds"],
-            "peak_memory_bytes": step["peak_memory_bytes"],
+            **{key: step[key] for key in kept if key in step},
         }

@@ -153,7 +153,7 @@ def test_sequences_that_take_turns_leave_the_grad_mode_alone(directory):
     model = open_model(directory)
     hidden = [model.embed(TOKENS[n : n + 1]) for n in range(len(TOKENS))]
     model.load_block(0)
-    with staged_run.stops_at_stages(model.blocks[0], model.spec.blocks[0]):
+    with staged_run.stops_at_stages(model.blocks[0], model.spec.blocks[0].stages):
         runs = [staged_run.StagedRun(model, 0, hidden_1TH) for hidden_1TH in hidden]
         for _ in range(len(model.spec.blocks[0].stages) + 1):
             for run in runs:

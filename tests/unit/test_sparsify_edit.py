@@ -11,7 +11,7 @@ from prunus.errors import UserError
 from prunus.models.spec import BlockSpec, Group, LinearSpec
 from prunus.sparsity import METHODS, Statistics, Unstructured
 from prunus.steps.plan import Plan
-from prunus.steps.sparsify_edit import SparsifyEdit
+from prunus.steps.sparsify_edit import SparsifyEdit, notes_of_unseen
 
 LINEAR = LinearSpec(name="expert", parameter="expert.weight", shape=(8, 16), transposed=False)
 BLOCK = BlockSpec(name="layers.0", stages=(), returns_tuple=False)
@@ -22,19 +22,22 @@ def test_an_expert_that_met_no_token_is_judged_by_its_weights_and_the_user_is_to
     edit = SparsifyEdit(METHODS[method], METHODS[method].options(), Plan({"layers.0.expert": Unstructured(0.5, "row")}))
     weight_OI = torch.randn(8, 16, generator=torch.Generator().manual_seed(0))
     nothing = Statistics(num_tokens=0, input_sq_norm_I=torch.zeros(16), gram_II=torch.zeros(16, 16))
-    (pruned_OI,) = edit(BLOCK, Group((LINEAR,)), [weight_OI], nothing)
+    (pruned_OI,) = edit(BLOCK, Group((LINEAR,)), [weight_OI], nothing, {})
     assert torch.equal((pruned_OI == 0).sum(1), torch.full((8,), 8))
     if method in ("wanda", "admm"):  # with inputs all alike both rank by magnitude
         lowest = weight_OI.abs().argsort(1)[:, :8]
         assert bool((pruned_OI.gather(1, lowest) == 0).all())
-    assert "1 matrices, such as layers.0.expert, met no calibration token" in edit.notices[0]
+    assert (
+        "1 matrices, such as layers.0.expert, met no calibration token"
+        in notes_of_unseen(edit.method, edit.matrices)[0]
+    )
 
 
 def test_magnitude_needs_no_token_and_says_nothing():
     method = METHODS["magnitude"]
     edit = SparsifyEdit(method, method.options(), Plan({"layers.0.expert": Unstructured(0.5, "matrix")}))
-    edit(BLOCK, Group((LINEAR,)), [torch.randn(8, 16)], Statistics())
-    assert edit.notices == []
+    edit(BLOCK, Group((LINEAR,)), [torch.randn(8, 16)], Statistics(), {})
+    assert notes_of_unseen(method, edit.matrices) == []
 
 
 def test_zeros_of_earlier_steps_count_among_all_parameters(tiny_llama_dir, tmp_path):

@@ -7,7 +7,7 @@ wait on disk.
 Shapes: N = sequences, T = tokens, H = hidden, O = out_features, I = in_features.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -25,19 +25,28 @@ from prunus.models.spec import BlockSpec, Group, Stage
 from prunus.sparsity.methods import Statistics
 
 Propagate = Literal["sparse", "dense"]
+Tensors = Mapping[str, Tensor]
 
 
 class Edit(Protocol):
-    """Changes the matrices of one group; `needs` names the statistics it wants."""
+    """Changes the matrices of one group."""
 
-    @property
-    def needs(self) -> Collection[str]: ...
+    def needs_at(self, block: BlockSpec, stage: Stage) -> Collection[str] | None:
+        """The statistics it wants of the inputs of a stage; None: nothing changes there, so nobody has to stop."""
+        ...
 
     def __call__(
-        self, block: BlockSpec, group: Group, weights_OI: list[Tensor], statistics: Statistics
+        self, block: BlockSpec, group: Group, weights_OI: list[Tensor], statistics: Statistics, tensors: Tensors
     ) -> list[Tensor]:
-        """Return the new weights, in the order and dtype of `weights_OI`, which stay untouched."""
+        """Return the new weights, in the order and dtype of `weights_OI`, which stay untouched.
+
+        `tensors` are all of the block as they stand, under their full parameter names: to look at, and to change the
+        biases of the group in place.
+        """
         ...
+
+
+WantedStages = list[tuple[Stage, Collection[str]]]
 
 
 def _ignore(_steps: int) -> None:
@@ -71,8 +80,9 @@ class BlockPass:
             self._only_run(index, hidden_in, hidden_out)
         else:
             edit_block = self._edit_while_running if self.propagate == "sparse" else self._edit_after_running
-            with stops_at_stages(self.model.blocks[index], self.model.spec.blocks[index]):
-                edit_block(index, self.edit, state, hidden_in, hidden_out)
+            stages = self._stages_to_edit(self.model.spec.blocks[index], self.edit)
+            with stops_at_stages(self.model.blocks[index], [stage for stage, _ in stages]):
+                edit_block(index, self.edit, stages, state, hidden_in, hidden_out)
         self.model.free_block(index)
         hidden_in.release()
         hidden_out.release()
@@ -84,7 +94,7 @@ class BlockPass:
         head = self.model.spec.head
         assert head is not None
         assert self.edit is not None
-        recorder = Recorder(self.edit.needs)
+        recorder = Recorder(self.edit.needs_at(head, head.stages[0]) or ())
         for n in range(len(tokens_NT)):
             self._record([recorder], [(self.model.head_inputs(tokens_NT[n : n + 1], hidden[n]), None)], n)
         state = self.model.names.load([linear.parameter for linear in head.linears], self.model.checkpoint.read)
@@ -96,13 +106,23 @@ class BlockPass:
             hidden_out[n] = self.model.run_block(index, hidden_in[n])
             self.advance(1)
 
+    def _stages_to_edit(self, spec: BlockSpec, edit: Edit) -> WantedStages:
+        wanted = [(stage, edit.needs_at(spec, stage)) for stage in spec.stages]
+        return [(stage, needs) for stage, needs in wanted if needs is not None]
+
     def _edit_while_running(
-        self, index: int, edit: Edit, state: dict[str, Tensor], hidden_in: HiddenStates, hidden_out: HiddenStates
+        self,
+        index: int,
+        edit: Edit,
+        stages: WantedStages,
+        state: dict[str, Tensor],
+        hidden_in: HiddenStates,
+        hidden_out: HiddenStates,
     ) -> None:
         spec = self.model.spec.blocks[index]
         runs = [StagedRun(self.model, index, hidden_in[n]) for n in range(len(self.real_NT))]
-        for stage in spec.stages:
-            recorders = [Recorder(edit.needs) for _ in stage.groups]
+        for stage, needs in stages:
+            recorders = [Recorder(needs) for _ in stage.groups]
             for n, run in enumerate(runs):
                 self._record(recorders, run.advance(), n)
                 if n >= self.num_in_memory:
@@ -117,10 +137,16 @@ class BlockPass:
             self.advance(1)
 
     def _edit_after_running(
-        self, index: int, edit: Edit, state: dict[str, Tensor], hidden_in: HiddenStates, hidden_out: HiddenStates
+        self,
+        index: int,
+        edit: Edit,
+        stages: WantedStages,
+        state: dict[str, Tensor],
+        hidden_in: HiddenStates,
+        hidden_out: HiddenStates,
     ) -> None:
         spec = self.model.spec.blocks[index]
-        recorders = [[Recorder(edit.needs) for _ in stage.groups] for stage in spec.stages]
+        recorders = [[Recorder(needs) for _ in stage.groups] for stage, needs in stages]
         for n in range(len(self.real_NT)):
             run = StagedRun(self.model, index, hidden_in[n])
             for of_stage in recorders:
@@ -128,7 +154,7 @@ class BlockPass:
             hidden_out[n] = self._finish(run)
             self._give_back_while_walking(n, hidden_in, hidden_out)
             self.advance(1)
-        for stage, of_stage in zip(spec.stages, recorders, strict=True):
+        for (stage, _), of_stage in zip(stages, recorders, strict=True):
             self._solve(spec, stage, edit, of_stage, state)
 
     def _give_back_while_walking(self, n: int, *hidden: HiddenStates) -> None:
@@ -166,7 +192,7 @@ class BlockPass:
             weights = [weight_OI.to(self.model.device) for weight_OI in stored]
             statistics = recorder.statistics()
             self._check_finite(statistics, spec.full_name(group.linears[0]))
-            for weight_OI, new_OI in zip(stored, edit(spec, group, weights, statistics), strict=True):
+            for weight_OI, new_OI in zip(stored, edit(spec, group, weights, statistics, state), strict=True):
                 weight_OI.copy_(new_OI)
 
     def _check_finite(self, statistics: Statistics, name: str) -> None:
@@ -183,3 +209,5 @@ class BlockPass:
         for linear in (linear for group in stage.groups for linear in group.linears):
             running_OI = linear.view(block.get_parameter(linear.parameter).data)
             running_OI.copy_(linear.view(state[spec.full_parameter(linear)]))
+            if linear.bias:
+                block.get_parameter(linear.bias).data.copy_(state[spec.full(linear.bias)])

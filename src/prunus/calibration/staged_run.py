@@ -8,8 +8,9 @@ can be traced, without a line of architecture code.
 Shapes: T = tokens, H = hidden, I = in_features.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from io import BufferedRandom
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from prunus.calibration.spill import Spilled, held_storages
 from prunus.models import StreamedModel
-from prunus.models.spec import BlockSpec
+from prunus.models.spec import Stage
 
 # For each group of a stage: its input (T, I), and which tokens of the sequence these are (None = all, in order)
 StageInputs = list[tuple[Tensor, Tensor | None]]
@@ -60,15 +61,18 @@ def _hand_over(inputs: StageInputs) -> None:
 
 
 @contextmanager
-def stops_at_stages(block: nn.Module, spec: BlockSpec) -> Iterator[None]:
-    """Within the context, a StagedRun through `block` stops at every stage of `spec`."""
+def stops_at_stages(block: nn.Module, stages: Sequence[Stage]) -> Iterator[None]:
+    """Within the context, a StagedRun through `block` stops at each of these stages."""
     handles = []
-    for stage in spec.stages:
-        module: Any = block.get_submodule(stage.module)
+    banks: dict[str, set[str | None]] = {}  # of experts: at which of their fused tensors to stop
+    for stage in stages:
         if stage.weight is None:
-            handles.append(module.register_forward_pre_hook(_stop_at_linear))
+            handles.append(block.get_submodule(stage.module).register_forward_pre_hook(_stop_at_linear))
         else:
-            module.observe_experts = _stop_at_experts
+            banks.setdefault(stage.module, set()).add(stage.weight)
+    for name, weights in banks.items():
+        bank: Any = block.get_submodule(name)
+        bank.observe_experts = partial(_stop_at_experts, weights)
     try:
         yield
     finally:
@@ -82,5 +86,6 @@ def _stop_at_linear(_module: nn.Module, args: tuple[Any, ...]) -> None:
     _hand_over([(args[0].flatten(0, -2), None)])
 
 
-def _stop_at_experts(_weight: str, inputs: list[tuple[Tensor, Tensor]]) -> None:
-    _hand_over(list(inputs))
+def _stop_at_experts(wanted: set[str | None], weight: str, inputs: list[tuple[Tensor, Tensor]]) -> None:
+    if weight in wanted:
+        _hand_over(list(inputs))

@@ -15,18 +15,25 @@ PANELS = 8
 
 
 class Recorder:
-    """Accumulates what a method needs to know of one input: `input_sq_norm` (I) or `gram` (I, I), as token means."""
+    """Accumulates what a method needs to know of one input, as means over tokens.
+
+    These are `input_sq_norm` (I), `input_mean` (I) and `gram` (I, I).
+    """
 
     def __init__(self, needs: Collection[str]) -> None:
         self._needs = needs
         self._num_tokens = 0
         self._sq_norm_I: Tensor | None = None
+        self._sum_I: Tensor | None = None
         self._gram_II: Tensor | None = None
         self._scratch_TI: Tensor | None = None
 
     def add(self, x_TI: Tensor) -> None:
         """Take the inputs of some tokens, padding already removed."""
         self._num_tokens += x_TI.shape[0]
+        if "input_mean" in self._needs:
+            sum_I = x_TI.sum(0, dtype=torch.float32)
+            self._sum_I = sum_I if self._sum_I is None else self._sum_I.add_(sum_I)
         if "gram" in self._needs:
             if self._gram_II is None:
                 self._gram_II = torch.zeros(x_TI.shape[1], x_TI.shape[1], device=x_TI.device)
@@ -44,11 +51,12 @@ class Recorder:
     def statistics(self) -> Statistics:
         """Return the means over all tokens seen. The recorder is spent afterwards: the Gram is finished in place."""
         count = max(self._num_tokens, 1)
+        mean_I = None if self._sum_I is None else self._sum_I / count
         if self._gram_II is not None:
             gram_II = _mirror_upper(self._gram_II.div_(count))
-            return Statistics(num_tokens=self._num_tokens, input_sq_norm_I=gram_II.diagonal().clone(), gram_II=gram_II)
+            return Statistics(self._num_tokens, gram_II.diagonal().clone(), gram_II, mean_I)
         sq_norm_I = None if self._sq_norm_I is None else self._sq_norm_I / count
-        return Statistics(num_tokens=self._num_tokens, input_sq_norm_I=sq_norm_I, gram_II=None)
+        return Statistics(self._num_tokens, sq_norm_I, None, mean_I)
 
 
 def _edges(size: int) -> list[int]:

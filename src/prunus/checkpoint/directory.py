@@ -18,6 +18,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from prunus.errors import UserError
 
+CONFIG_NAME = "config.json"
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -81,7 +82,7 @@ class Checkpoint:
     @cached_property
     def sha256(self) -> str:
         """Hash of the config and of every weight file, byte for byte."""
-        digest = hashlib.sha256((self.path / "config.json").read_bytes())
+        digest = hashlib.sha256((self.path / CONFIG_NAME).read_bytes())
         for file in sorted({info.file for info in self.tensors.values()}):
             with file.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
@@ -103,7 +104,7 @@ def open_checkpoint(model: str | Path, *, trust_remote_code: bool = False) -> Ch
     """
     path = _locate(str(model))
     config = _read_config(path, trust_remote_code)
-    tensors = {name: info for file in _weight_files(path) for name, info in _read_header(file).items()}
+    tensors = {name: info for file in _weight_files(path) for name, info in read_header(file).items()}
     _check_index(path, tensors)
     return Checkpoint(path, config, tensors, trust_remote_code)
 
@@ -133,7 +134,7 @@ def _download(name: str) -> Path:
 
 
 def _read_config(path: Path, trust_remote_code: bool) -> PretrainedConfig:
-    file = path / "config.json"
+    file = path / CONFIG_NAME
     if not file.is_file():
         raise UserError(f"{path} is not a model directory: it has no config.json.")
     try:
@@ -188,7 +189,8 @@ def _weight_map(index: Path) -> dict[str, str]:
     return dict(weight_map)
 
 
-def _read_header(file: Path) -> dict[str, TensorInfo]:
+def read_header(file: Path) -> dict[str, TensorInfo]:
+    """What a weight file holds, by tensor name. Raises UserError when it is corrupt."""
     try:
         with safe_open(file, framework="pt") as opened:
             slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 not a dict

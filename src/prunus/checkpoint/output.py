@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from prunus.checkpoint.directory import INDEX_NAME, Checkpoint
+from prunus.checkpoint.directory import CONFIG_NAME, INDEX_NAME, Checkpoint, read_header
 from prunus.checkpoint.record import RECORD_NAME, read_record, write_json
 from prunus.errors import UserError
 
@@ -128,13 +128,16 @@ class OutputDirectory:
             temporary.replace(file)
         self.files |= dict.fromkeys(tensors, name)
 
-    def finish(self, record: dict[str, Any]) -> None:
-        """Write side files, record and, last, the index; then give the directory its name."""
+    def finish(self, record: dict[str, Any], config: dict[str, Any] | None = None) -> None:
+        """Write side files, config (None: that of the source), record and, last, the index; then give it its name."""
         with full_disk_is_an_error(self.out):
             for file in self.source.side_files:
                 shutil.copyfile(file, self.partial / file.name)
+            if config is not None:
+                write_json(self.partial / CONFIG_NAME, config)
             write_json(self.partial / RECORD_NAME, record)
-            total = sum(self.source.tensors[name].num_bytes for name in self.files)
+            shards = [read_header(self.partial / name) for name in sorted(set(self.files.values()))]
+            total = sum(info.num_bytes for shard in shards for info in shard.values())
             index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(self.files.items()))}
             write_json(self.partial / INDEX_NAME, index)
             self.partial.rename(self.out)

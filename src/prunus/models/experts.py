@@ -18,6 +18,8 @@ IMPLEMENTATION = "prunus"
 
 # (name of the fused tensor, [(inputs of expert e, their positions among the T tokens) for e in experts])
 ExpertsObserver = Callable[[str, list[tuple[Tensor, Tensor]]], None]
+# (expert, its outputs for the tokens routed to it, and the router's weight of each)
+OutputsObserver = Callable[[int, Tensor, Tensor], None]
 
 
 def fused_weights(module: nn.Module) -> list[str]:
@@ -48,9 +50,12 @@ def experts_forward(module: Any, hidden_TH: Tensor, top_k_index_TK: Tensor, top_
     inner = [(gate(_product(module, first, e, x)), token) for e, (x, token) in enumerate(inputs)]
     observe(second, inner)
     out_TH = torch.zeros_like(hidden_TH)
+    watch: OutputsObserver = getattr(module, "observe_outputs", lambda expert, outputs, weights: None)
     for expert, (x_TF, token) in enumerate(inner):
-        scale_T1 = top_k_weights_TK[token, routes[expert][1], None]
-        out_TH.index_add_(0, token, (_product(module, second, expert, x_TF) * scale_T1).to(out_TH.dtype))
+        scale_T = top_k_weights_TK[token, routes[expert][1]]
+        of_expert_TH = _product(module, second, expert, x_TF)
+        watch(expert, of_expert_TH, scale_T)
+        out_TH.index_add_(0, token, (of_expert_TH * scale_T[:, None]).to(out_TH.dtype))
     return out_TH
 
 

@@ -19,6 +19,7 @@ class LinearSpec:
     shape: tuple[int, int]  # (O, I), whatever the storage order
     transposed: bool = False  # stored (I, O): Conv1D, and experts of some families
     expert: int | None = None  # index into the first axis of a fused (experts, ., .) tensor
+    bias: str | None = None  # the module parameter that holds its bias
 
     @property
     def projection(self) -> str:
@@ -29,6 +30,10 @@ class LinearSpec:
         """Return the matrix as an (O, I) view of the parameter that holds it: writing to it edits the parameter."""
         weight = stored if self.expert is None else stored[self.expert]
         return weight.T if self.transposed else weight
+
+    def bias_view(self, stored: Tensor) -> Tensor:
+        """Return the bias (O) as a view of the parameter that holds it."""
+        return stored if self.expert is None else stored[self.expert]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +68,14 @@ class BlockSpec:
         return tuple(linear for stage in self.stages for group in stage.groups for linear in group.linears)
 
     def full_name(self, linear: LinearSpec) -> str:
-        return f"{self.name}.{linear.name}" if self.name else linear.name
+        return self.full(linear.name)
 
     def full_parameter(self, linear: LinearSpec) -> str:
-        return f"{self.name}.{linear.parameter}" if self.name else linear.parameter
+        return self.full(linear.parameter)
+
+    def full(self, name: str) -> str:
+        """The model's name of what the block calls `name`."""
+        return f"{self.name}.{name}" if self.name else name
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

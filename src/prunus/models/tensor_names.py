@@ -53,6 +53,11 @@ class TensorNames:
         """The checkpoint's names of the tensors behind these parameters; a tied parameter has none of its own."""
         return [key for name in parameters if name in self._sources for key in self._sources[name].keys]
 
+    def parameters_of(self, keys: Iterable[str]) -> list[str]:
+        """The inverse of `keys_of`: the parameters behind these tensors; an unused tensor has none."""
+        wanted = set(keys)
+        return [name for name, source in self._sources.items() if wanted & set(source.keys)]
+
     def load(self, parameters: Iterable[str], read: Callable[[str], Tensor]) -> dict[str, Tensor]:
         """Read the tensors behind these parameters and convert them to the model's own layout."""
         loaded: dict[str, Tensor] = {}

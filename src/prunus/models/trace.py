@@ -5,7 +5,7 @@ in which order each block uses its matrices and which of them share an input. An
 shape is understood without a table; what is not understood is refused by name.
 """
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -72,7 +72,7 @@ def _watch_forward(model: Any, list_name: str, blocks: nn.ModuleList, family: st
         hiddens.append(call.hidden_BTH.clone())
         return (hiddens[-1],) if seen[-1].returns_tuple else hiddens[-1]
 
-    with _notes(model, list_name, seen), _weightless(model, list_name), blocks_replaced(blocks, stand_in):
+    with _notes(model, list_name, seen), outer_parameters_as(model, list_name), blocks_replaced(blocks, stand_in):
         try:
             model.base_model(input_ids=torch.zeros(1, 8, dtype=torch.long), use_cache=False)
         except UserError:
@@ -118,11 +118,13 @@ def _notes(model: Any, list_name: str, seen: list[_Seen]) -> Iterator[None]:
 
 
 @contextmanager
-def _weightless(model: nn.Module, list_name: str) -> Iterator[None]:
-    """Within the context, parameters outside the blocks are zeros that take no memory (stride 0)."""
+def outer_parameters_as(
+    model: nn.Module, list_name: str, value_of: Callable[[nn.Parameter], float] = lambda _parameter: 0.0
+) -> Iterator[None]:
+    """Within the context, each parameter outside the blocks is one value that takes no memory (stride 0)."""
     outer = {name: p for name, p in model.named_parameters() if not name.startswith(f"{list_name}.")}
     for name, parameter in outer.items():
-        _set_parameter(model, name, torch.zeros((), dtype=parameter.dtype).expand(parameter.shape))
+        _set_parameter(model, name, torch.full((), value_of(parameter), dtype=parameter.dtype).expand(parameter.shape))
     try:
         yield
     finally:
@@ -195,7 +197,8 @@ def _plain_linear(name: str, block: Any) -> LinearSpec:
     transposed = isinstance(module, Conv1D)
     rows, columns = module.weight.shape
     shape = (columns, rows) if transposed else (rows, columns)
-    return LinearSpec(name=name, parameter=f"{name}.weight", shape=shape, transposed=transposed)
+    bias = None if module.bias is None else f"{name}.bias"
+    return LinearSpec(name=name, parameter=f"{name}.weight", shape=shape, transposed=transposed, bias=bias)
 
 
 def _experts_stage(name: str, weight: str, block: Any) -> Stage:
@@ -211,6 +214,7 @@ def _experts_stage(name: str, weight: str, block: Any) -> Stage:
                     shape=shape,
                     transposed=module.is_transposed,
                     expert=expert,
+                    bias=f"{name}.{weight}_bias" if module.has_bias else None,
                 ),
             )
         )

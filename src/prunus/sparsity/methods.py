@@ -26,11 +26,22 @@ class Statistics:
     """What calibration measured on the inputs x of one matrix, fp32, as means over `num_tokens` tokens.
 
     `input_sq_norm_I` is the mean of x_i ** 2, `gram_II` the mean of x x^T; its diagonal is `input_sq_norm_I`.
+    `input_mean_I` is the mean of x.
     """
 
     num_tokens: int = 0
     input_sq_norm_I: Tensor | None = None
     gram_II: Tensor | None = None
+    input_mean_I: Tensor | None = None
+
+    @classmethod
+    def of_nothing(cls, width: int, device: torch.device) -> "Statistics":
+        """For a matrix that no token met (an expert): as if its inputs were alike and independent.
+
+        Zeros would let the position of a weight decide.
+        """
+        ones_I = torch.ones(width, device=device)
+        return cls(0, ones_I, ones_I.diag(), torch.zeros(width, device=device))
 
     def sq_norm(self) -> Tensor:
         """Mean squared inputs, from whichever statistic was collected."""
@@ -42,6 +53,11 @@ class Statistics:
         """The Gram matrix; the method that asks must have declared it in `needs`."""
         assert self.gram_II is not None, "the Gram matrix was not collected"
         return self.gram_II.float()
+
+    def mean(self) -> Tensor:
+        """Mean inputs; who asks must have declared it."""
+        assert self.input_mean_I is not None, "the mean was not collected"
+        return self.input_mean_I.float()
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,11 +142,12 @@ def reconstruction_error(weight_OI: Tensor, pruned_OI: Tensor, statistics: Stati
     leaves out correlated inputs; with neither it is the relative squared change of the weights.
     """
     difference_OI = weight_OI.float() - pruned_OI.float()
-    before = _output_energy(weight_OI.float(), statistics)
-    return _output_energy(difference_OI, statistics) / before if before else 0.0
+    before = output_energy(weight_OI.float(), statistics)
+    return output_energy(difference_OI, statistics) / before if before else 0.0
 
 
-def _output_energy(weight_OI: Tensor, statistics: Statistics) -> float:
+def output_energy(weight_OI: Tensor, statistics: Statistics) -> float:
+    """The mean squared norm of the outputs, as exactly as the statistics tell; of the weights, where there are none."""
     if statistics.gram_II is not None:
         return float(((weight_OI @ statistics.gram()) * weight_OI).sum())
     if statistics.input_sq_norm_I is not None:

@@ -18,13 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunus.calibration import BlockPass, HiddenStates, StreamedSource, embed_all, hidden_shape
+from prunus.calibration import BlockPass, HiddenStates, StreamedSource, Tensors, embed_all, hidden_shape
 from prunus.checkpoint.output import sync_directory, trials_of
 from prunus.checkpoint.record import RECORD_NAME, read_record, write_json
 from prunus.errors import UserError
 from prunus.evaluation.evaluate import mean_kl
 from prunus.models import StreamedModel, open_model
-from prunus.models.spec import BlockSpec, Group, LinearSpec
+from prunus.models.spec import BlockSpec, Group, LinearSpec, Stage
 from prunus.progress import progress
 from prunus.settings import SparsifySettings
 from prunus.sparsity import Statistics, Unstructured, parse_pattern
@@ -190,11 +190,13 @@ ALLOCATIONS = {
 class Norms:
     """An Edit that changes nothing and keeps the mean squared inputs of every matrix."""
 
-    needs: Collection[str] = ("input_sq_norm",)
     sq_norms: dict[str, Tensor] = field(default_factory=dict)
 
+    def needs_at(self, block: BlockSpec, stage: Stage) -> Collection[str]:
+        return ("input_sq_norm",)
+
     def __call__(
-        self, block: BlockSpec, group: Group, weights_OI: list[Tensor], statistics: Statistics
+        self, block: BlockSpec, group: Group, weights_OI: list[Tensor], statistics: Statistics, tensors: Tensors
     ) -> list[Tensor]:
         for linear in group.linears:
             self.sq_norms[block.full_name(linear)] = statistics.sq_norm()

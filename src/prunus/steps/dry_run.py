@@ -10,23 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from prunus.checkpoint import Checkpoint, OutputDirectory, open_checkpoint
 from prunus.checkpoint.output import check_place
 from prunus.errors import UserError
 from prunus.models import StreamedModel
-from prunus.models.limits import max_length
 from prunus.settings import SparsifySettings
 from prunus.sparsity import METHODS, parse_pattern
 from prunus.steps.allocate import HELD_OUT
+from prunus.steps.calibration_text import check_text
 from prunus.steps.estimate import Estimate
 from prunus.steps.identity import identity
 from prunus.steps.notices import notices
 from prunus.steps.sparsify import estimate
-from prunus.text.batches import calibration_tokens
-from prunus.text.self_generated import start_token
-from prunus.text.sources import parse_source
 
 TWICE = (
     "allocation {!r} makes two complete runs, uniform and as asked, and keeps the better: the time is that of both; "
@@ -59,7 +55,9 @@ def dry_run(
         remarks.append(TWICE.format(checked.allocation))
     if _is_done(place, checkpoint, checked, expected.disk_bytes):
         return expected, [*remarks, DONE.format(place)]
-    _check_text(checkpoint, checked)
+    allocated = checked.allocation != "uniform"
+    if METHODS[checked.method].needs or allocated:
+        check_text(StreamedModel(checkpoint, dtype=torch.float32), checked, more=HELD_OUT if allocated else 0)
     return expected, [*remarks, *_notices(expected)]
 
 
@@ -89,24 +87,3 @@ def _check_writable(place: Path, num_bytes: int) -> None:
     free = shutil.disk_usage(nearest).free
     if num_bytes > free:
         raise UserError(f"no space: {place} needs {num_bytes / 1e9:.1f} GB and its disk has {free / 1e9:.1f} GB free.")
-
-
-def _check_text(checkpoint: Checkpoint, settings: SparsifySettings) -> None:
-    """Raise UserError when the calibration text cannot serve."""
-    allocated = settings.allocation != "uniform"
-    if not METHODS[settings.method].needs and not allocated:
-        return
-    model = StreamedModel(checkpoint, dtype=torch.float32)
-
-    def stand_in(samples: int, length: int, _seed: int) -> Tensor:
-        return torch.full((samples, length), start_token(model.tokenizer))
-
-    calibration_tokens(
-        [parse_source(text) for text in settings.calibration],
-        model.tokenizer,
-        samples=settings.samples + (HELD_OUT if allocated else 0),
-        length=settings.length,
-        seed=settings.seed,
-        max_length=max_length(model.config),
-        generate=stand_in,
-    )

@@ -49,7 +49,7 @@ def estimate_sparsify(
         weights=sum(weights),
         zeros=plan.num_pruned(model.spec),
         parameters=model.checkpoint.num_parameters,
-        **asdict(plan_memory(model, method, settings, max_memory)),
+        **asdict(plan_memory(model, method.needs, settings, max_memory)),
         seconds=round(_flops(model, method, settings) / rate + _sampling_seconds(model, method, settings, rate), 1),
         by_projection=_by_projection(model, plan),
     )

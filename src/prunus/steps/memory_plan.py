@@ -1,5 +1,6 @@
 """How much memory and disk a sparsify step takes, from shapes alone, and how many sequences may wait in memory."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import psutil
@@ -7,8 +8,7 @@ import psutil
 from prunus.errors import UserError
 from prunus.models import StreamedModel
 from prunus.models.limits import kv_cache_values
-from prunus.settings import SparsifySettings
-from prunus.sparsity import Method
+from prunus.settings import CalibratedSettings
 from prunus.text.self_generated import sequences_at_once
 
 GRAM_COPIES = 5  # a solver keeps the Gram, its damped twin, an inverse, and working copies
@@ -29,13 +29,15 @@ class MemoryPlan:
     disk_bytes: int  # hidden states, and the sequences that wait on disk
 
 
-def plan_memory(model: StreamedModel, method: Method, settings: SparsifySettings, max_memory: int | None) -> MemoryPlan:
-    """Return the plan. Raises UserError naming what does not fit into `max_memory` bytes."""
-    sequences = settings.samples if method.needs else 0
+def plan_memory(
+    model: StreamedModel, needs: Collection[str], settings: CalibratedSettings, max_memory: int | None
+) -> MemoryPlan:
+    """The plan of a step whose method needs these statistics. Raises UserError when `max_memory` bytes are too few."""
+    sequences = settings.samples if needs else 0
     each = _sequence_bytes(model, settings.length)
     hidden = _hidden_bytes(model, settings.length)
     base = int(psutil.Process().memory_info().rss)
-    block = base + max(_block_bytes(model, i, method) for i in range(len(model.spec.blocks)))
+    block = base + max(_block_bytes(model, i, needs) for i in range(len(model.spec.blocks)))
     fixed = block + min(sequences, WALKED) * hidden
     phases = {f"one block, its statistics and one sequence of {settings.length} tokens": fixed + each}
     if sequences:
@@ -63,7 +65,7 @@ def _check_fits(phases: dict[str, int], max_memory: int | None) -> None:
         )
 
 
-def _block_bytes(model: StreamedModel, index: int, method: Method) -> int:
+def _block_bytes(model: StreamedModel, index: int, needs: Collection[str]) -> int:
     """The block as stored, the copy that runs, its widest statistics, and the solver's working set."""
     infos = [model.checkpoint.tensors[key] for key in model.block_keys()[index]]
     stored = sum(info.num_bytes for info in infos)
@@ -71,8 +73,8 @@ def _block_bytes(model: StreamedModel, index: int, method: Method) -> int:
     widest = max(linear.shape[1] for linear in model.spec.blocks[index].linears)
     largest = max(linear.shape[0] * linear.shape[1] for linear in model.spec.blocks[index].linears)
     grams = max(len(stage.groups) for stage in model.spec.blocks[index].stages) - 1 + GRAM_COPIES
-    solver = grams * widest**2 * 4 if "gram" in method.needs else 0
-    copies = SOLVER_COPIES if "gram" in method.needs else SCORE_COPIES
+    solver = grams * widest**2 * 4 if "gram" in needs else 0
+    copies = SOLVER_COPIES if "gram" in needs else SCORE_COPIES
     return stored + running + solver + copies * largest * 4
 
 
@@ -97,7 +99,7 @@ def _outer_bytes(model: StreamedModel) -> int:
     return running + max((info.num_bytes for info in infos), default=0)
 
 
-def _sampling(model: StreamedModel, settings: SparsifySettings) -> int:
+def _sampling(model: StreamedModel, settings: CalibratedSettings) -> int:
     """All weights in the forward dtype, and the key-value cache of the sequences that grow together."""
     together = sequences_at_once(settings.samples, settings.length) * settings.length
     values = model.checkpoint.num_parameters + together * kv_cache_values(model.config)

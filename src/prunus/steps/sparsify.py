@@ -1,37 +1,26 @@
 """`prunus.sparsify`: model directory in, sparse model directory out, one decoder block in memory at a time."""
 
-import time
+from collections.abc import Collection
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from prunus import __version__
-from prunus.benchmark.machine import machine, peak_resident_bytes, reset_peak_resident
-from prunus.calibration import BlockPass, HiddenStates, SpillFiles, embed_all, hidden_shape
-from prunus.checkpoint import Checkpoint, OutputDirectory, open_checkpoint, read_record
-from prunus.checkpoint.output import full_disk_is_an_error
-from prunus.checkpoint.record import new_record
-from prunus.checkpoint.shards import Shards
-from prunus.errors import UserError
-from prunus.machine_choice import DTYPES, choose_device, choose_dtype, parse_memory
+from prunus.checkpoint import Checkpoint, OutputDirectory, open_checkpoint
+from prunus.machine_choice import choose_device, choose_dtype, parse_memory
 from prunus.models import StreamedModel
-from prunus.progress import console, progress
 from prunus.result import Run
 from prunus.settings import SparsifySettings
 from prunus.sparsity import METHODS
 from prunus.sparsity.methods import make_options
 from prunus.steps.allocate import SparsifyTo, sparsify_allocated
-from prunus.steps.calibration_text import calibration_batch
+from prunus.steps.block_job import BlockJob
 from prunus.steps.estimate import Estimate, estimate_sparsify
 from prunus.steps.identity import identity
-from prunus.steps.memory_plan import plan_memory
 from prunus.steps.notices import notices
 from prunus.steps.plan import Plan, make_plan
-from prunus.steps.sparsify_edit import SparsifyEdit
+from prunus.steps.sparsify_edit import SparsifyEdit, notes_of_unseen
 from prunus.text.batches import TokenBatch
 
 
@@ -50,16 +39,16 @@ def sparsify(
     `max_memory` ("4GiB") bounds what waits in memory between stages; the rest waits on disk beside `out`: other times,
     the same result. Raises UserError for anything the user can mend.
     """
-    job = _job(model, max_memory, trust_remote_code, settings)
-    checked, checkpoint, limit = job.settings, job.model.checkpoint, job.max_memory
-    output = OutputDirectory(Path(out), checkpoint, identity(checked))
+    step, limit = _step(model, trust_remote_code, settings), parse_memory(max_memory)
+    output = OutputDirectory(Path(out), step.model.checkpoint, identity(step.settings))
     if output.is_done:
         return Run.open(output.out, reused=True)
     with output:
-        if checked.allocation == "uniform":
-            job.run(output)
+        if step.settings.allocation == "uniform":
+            BlockJob(step.model, step, limit).run(output)
         else:
-            sparsify_allocated(job.model, output.out, checked, output.fingerprint, _another(checkpoint, limit), limit)
+            another = _another(step.model.checkpoint, limit)
+            sparsify_allocated(step.model, output.out, step.settings, output.fingerprint, another, limit)
     return Run.open(output.out)
 
 
@@ -67,16 +56,13 @@ def estimate(
     model: str | Path, *, max_memory: str | int | None = None, trust_remote_code: bool = False, **settings: Any
 ) -> Estimate:
     """What `sparsify` with these arguments would cut, and the memory and time it would take; touches nothing."""
-    job = _job(model, max_memory, trust_remote_code, settings)
-    return estimate_sparsify(job.model, job.plan, job.method, job.settings, job.max_memory)
+    step = _step(model, trust_remote_code, settings)
+    return estimate_sparsify(step.model, step.plan, step.method, step.settings, parse_memory(max_memory))
 
 
-def _job(
-    model: str | Path, max_memory: str | int | None, trust_remote_code: bool, settings: dict[str, Any]
-) -> "SparsifyJob":
+def _step(model: str | Path, trust_remote_code: bool, settings: dict[str, Any]) -> "SparsifyStep":
     checked = SparsifySettings.check(**settings)
-    checkpoint = open_checkpoint(model, trust_remote_code=trust_remote_code)
-    return SparsifyJob(checked, checkpoint, parse_memory(max_memory))
+    return SparsifyStep(checked, open_checkpoint(model, trust_remote_code=trust_remote_code))
 
 
 def _another(checkpoint: Checkpoint, max_memory: int | None) -> SparsifyTo:
@@ -85,17 +71,21 @@ def _another(checkpoint: Checkpoint, max_memory: int | None) -> SparsifyTo:
     def sparsify_to(out: Path, settings: SparsifySettings) -> None:
         output = OutputDirectory(out, checkpoint, identity(settings))
         if not output.is_done:
+            step = SparsifyStep(settings, checkpoint)
             with output:
-                SparsifyJob(settings, checkpoint, max_memory).run(output)
+                BlockJob(step.model, step, max_memory).run(output)
 
     return sparsify_to
 
 
-class SparsifyJob:
-    """One sparsification: everything decided before weights are read, then the pass over the blocks."""
+class SparsifyStep:
+    """What sparsifying does to the blocks: a `BlockStep`."""
 
-    def __init__(self, settings: SparsifySettings, checkpoint: Checkpoint, max_memory: int | None) -> None:
-        self.settings, self.max_memory = settings, max_memory
+    verb = "sparsify"
+    prepares = False
+
+    def __init__(self, settings: SparsifySettings, checkpoint: Checkpoint) -> None:
+        self.settings = settings
         self.method = METHODS[settings.method]
         self.options = make_options(self.method.options, settings.options)
         device = choose_device(settings.device)
@@ -104,137 +94,39 @@ class SparsifyJob:
         self.plan: Plan = make_plan(
             self.model.spec, self.method, settings.pattern, settings.overrides, settings.protect, settings.head
         )
-        self.shards = Shards(self.model)
+        self.title = f"Sparsify, {settings.method}"
+        self.needs: Collection[str] = self.method.needs
+        self.propagate = settings.propagate
+        self.edits_head = settings.head
         self.notices = notices(self.plan.patterns.values())
 
-    def run(self, output: OutputDirectory) -> None:
-        """Go through the blocks from where `output` stands, then give the directory its name."""
-        self._started = time.monotonic()
-        reset_peak_resident()
-        _say(self.notices)
-        saved = output.progress() or nothing_done()
-        self.model.dtype = DTYPES[saved.get("dtype", str(self.model.dtype).removeprefix("torch."))]
-        edit = SparsifyEdit(self.method, self.options, self.plan, saved["matrices"])
-        memory = plan_memory(self.model, self.method, self.settings, self.max_memory)
-        self.shards.check_space(output, memory.disk_bytes)
-        batch = calibration_batch(self.model, self.settings) if self.method.needs else no_text()
-        self._write_outer(output)
-        self._pass_blocks(output, edit, batch, saved, memory.sequences_in_memory)
-        _say(edit.notices)
-        output.finish(self._record(edit, batch, saved, output.fingerprint))
+    def prepare(self, batch: TokenBatch, rows: list[dict[str, Any]]) -> None:
+        raise AssertionError("matrices are pruned one after the other")
 
-    def _write_outer(self, output: OutputDirectory) -> None:
-        for name, keys in self.shards.outer.items():
-            if not set(keys) <= set(output.files):
-                output.write_shard(name, {key: self.model.checkpoint.read(key) for key in keys})
+    def edit(self, rows: list[dict[str, Any]]) -> SparsifyEdit:
+        return SparsifyEdit(self.method, self.options, self.plan, rows)
 
-    def _pass_blocks(
-        self, output: OutputDirectory, edit: SparsifyEdit, batch: TokenBatch, saved: dict[str, Any], in_memory: int
-    ) -> None:
-        num_blocks, num_sequences = len(self.model.spec.blocks), len(batch.tokens_NT)
-        with full_disk_is_an_error(output.out):
-            first, hidden = self._hidden_states(output, batch, saved)
-        units = max(num_sequences, 1)
-        with progress(f"Sparsify, {self.settings.method}", num_blocks * units, first * units) as advance:
-            run = BlockPass(
-                model=self.model,
-                real_NT=batch.real_NT,
-                edit=edit,
-                propagate=self.settings.propagate,
-                num_in_memory=max(in_memory, 1),
-                spill_files=SpillFiles(output.partial),
-                advance=advance,
-            )
-            for index in range(first, num_blocks):
-                with full_disk_is_an_error(output.out):
-                    state = run.run_block(index, hidden[index % 2], hidden[(index + 1) % 2])
-                self._save_block(output, index, state)
-                saved["zeros"] += sum(int((tensor == 0).sum()) for tensor in state.values())
-                saved |= self._progress(index + 1, edit, hidden[(index + 1) % 2], saved)
-                output.save_progress(saved)
-        if self.settings.head:
-            state = run.edit_head(batch.tokens_NT, hidden[num_blocks % 2])
-            self._save_head(output, state)
-            saved["zeros"] += sum(int((tensor == 0).sum()) for tensor in state.values())
+    def finished(self, index: int, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        return state
 
-    def _save_head(self, output: OutputDirectory, state: dict[str, Tensor]) -> None:
-        changed = self.model.names.store(state)
-        for name, keys in self.shards.outer.items():
-            if set(changed) & set(keys):
-                output.write_shard(name, {k: changed.get(k, self.model.checkpoint.read(k)) for k in keys})
+    def outer(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        return state
 
-    def _hidden_states(
-        self, output: OutputDirectory, batch: TokenBatch, saved: dict[str, Any]
-    ) -> tuple[int, list[HiddenStates]]:
-        """The two files that blocks read from and write to in turn; an interrupted pass finds its own again."""
-        if not len(batch.tokens_NT):
-            return saved["blocks_done"], [HiddenStates((0, 1, 1), self.model.dtype)] * 2
-        paths = [output.partial / "hidden-0", output.partial / "hidden-1"]
-        first = saved["blocks_done"]
-        shape = hidden_shape(self.model, batch.tokens_NT)
-        hidden = [HiddenStates(shape, self.model.dtype, path) for path in paths]
-        if first == 0:
-            embed_all(self.model, batch.tokens_NT, hidden[0])
-        self.model.free_outer()
-        if first and hidden[first % 2].checksum() != saved["hidden_checksum"]:
-            raise UserError(
-                f"{output.partial} was damaged, perhaps by a power failure; remove it and run the same command again."
-            )
-        return first, hidden
+    def config(self) -> None:
+        return None
 
-    def _save_block(self, output: OutputDirectory, index: int, state: dict[str, Tensor]) -> None:
-        output.write_shard(self.shards.of_block(index), self.model.names.store(state))
+    def remarks(self, rows: list[dict[str, Any]]) -> list[str]:
+        return notes_of_unseen(self.method, rows)
 
-    def _progress(
-        self, blocks_done: int, edit: SparsifyEdit, hidden: HiddenStates, saved: dict[str, Any]
-    ) -> dict[str, Any]:
-        now = time.monotonic()
-        seconds, self._started = now - self._started, now
+    def facts(self, rows: list[dict[str, Any]], num_zeros: int) -> dict[str, Any]:
+        parameters = self.model.checkpoint.num_parameters
         return {
-            "blocks_done": blocks_done,
-            "dtype": str(self.model.dtype).removeprefix("torch."),
-            "hidden_checksum": hidden.checksum(),
-            "matrices": edit.matrices,
-            "seconds": saved["seconds"] + seconds,
-            "peak_memory_bytes": max(saved["peak_memory_bytes"], peak_resident_bytes() or 0),
-        }
-
-    def _record(self, edit: SparsifyEdit, batch: TokenBatch, saved: dict[str, Any], fingerprint: str) -> dict[str, Any]:
-        checkpoint = self.model.checkpoint
-        record = read_record(checkpoint.path) or new_record(__version__)
-        record |= {"prunus": __version__, "evaluations": [], "benchmarks": []}
-        about_input = record.pop("sensitivity", [])
-        step = {
-            "step": "sparsify",
-            "settings": self.settings.model_dump(mode="json"),
             "options": asdict(self.options),
-            "fingerprint": fingerprint,
-            "input": {"path": str(checkpoint.path), "sha256": checkpoint.sha256},
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            "seconds": round(saved["seconds"], 2),
-            "peak_memory_bytes": max(saved["peak_memory_bytes"], peak_resident_bytes() or 0),
-            "environment": machine(),
-            "dtype": saved["dtype"],
-            "device": str(self.model.device),
-            "calibration": batch.description,
             "allocation": self.settings.allocation,
-            "parameters": checkpoint.num_parameters,
-            "sparsity": achieved(edit.matrices, saved["zeros"], checkpoint.num_parameters),
-            "notices": [*self.notices, *edit.notices],
-            "sensitivity": about_input,
-            "matrices": edit.matrices,
+            "parameters": parameters,
+            "sparsity": achieved(rows, num_zeros, parameters),
+            "matrices": rows,
         }
-        return {**record, "history": [*record["history"], step]}
-
-
-def _say(notices: list[str]) -> None:
-    for notice in notices:
-        console.print(f"note: {notice}", markup=False, highlight=False, soft_wrap=True)
-
-
-def nothing_done() -> dict[str, Any]:
-    """What is saved after each block, before the first."""
-    return {"blocks_done": 0, "matrices": [], "zeros": 0, "seconds": 0.0, "peak_memory_bytes": 0}
 
 
 def achieved(matrices: list[dict[str, Any]], num_zeros: int, num_parameters: int) -> dict[str, float]:
@@ -242,8 +134,3 @@ def achieved(matrices: list[dict[str, Any]], num_zeros: int, num_parameters: int
     sizes = [row["shape"][0] * row["shape"][1] for row in matrices]
     zeros = sum(round(row["sparsity"] * size) for row, size in zip(matrices, sizes, strict=True))
     return {"pruned_matrices": zeros / max(sum(sizes), 1), "all_parameters": num_zeros / max(num_parameters, 1)}
-
-
-def no_text() -> TokenBatch:
-    """For methods that look at weights alone."""
-    return TokenBatch(torch.empty(0, 1, dtype=torch.long), torch.empty(0, 1, dtype=torch.bool), [])

@@ -5,10 +5,10 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from prunus.models.spec import BlockSpec, Group, LinearSpec
+from prunus.calibration import Tensors
+from prunus.models.spec import BlockSpec, Group, LinearSpec, Stage
 from prunus.sparsity import Method, Pattern, PruneResult, Statistics, prepare, prune, reconstruction_error
 from prunus.steps.plan import Plan
 
@@ -22,29 +22,17 @@ class SparsifyEdit:
     plan: Plan
     matrices: list[dict[str, Any]] = field(default_factory=list)
 
-    @property
-    def notices(self) -> list[str]:
-        """What a user should hear of the work afterwards."""
-        unseen = [row["name"] for row in self.matrices if row["tokens"] == 0]
-        if not self.method.needs or not unseen:
-            return []
-        return [
-            f"{len(unseen)} matrices, such as {unseen[0]}, met no calibration token and were pruned as if all their "
-            "inputs were alike; give more, or more varied, calibration text."
-        ]
-
-    @property
-    def needs(self) -> Collection[str]:
+    def needs_at(self, block: BlockSpec, stage: Stage) -> Collection[str]:
         return self.method.needs
 
     def __call__(
-        self, block: BlockSpec, group: Group, weights_OI: list[Tensor], statistics: Statistics
+        self, block: BlockSpec, group: Group, weights_OI: list[Tensor], statistics: Statistics, tensors: Tensors
     ) -> list[Tensor]:
         wanted = [self.plan.pattern_of(block, linear) for linear in group.linears]
         if not any(wanted):
             return weights_OI
         if self.method.needs and not statistics.num_tokens:
-            statistics = self._all_alike(weights_OI[0])
+            statistics = Statistics.of_nothing(weights_OI[0].shape[1], weights_OI[0].device)
         start = time.perf_counter()
         prepared = prepare(self.method, statistics, self.options)
         shared = (time.perf_counter() - start) / sum(pattern is not None for pattern in wanted)
@@ -59,12 +47,6 @@ class SparsifyEdit:
             self.matrices.append(_row(block, linear, pattern, weight_OI, result, statistics, seconds))
             solved.append(result.weight_OI)
         return solved
-
-    def _all_alike(self, weight_OI: Tensor) -> Statistics:
-        """For an expert that no token was routed to: zeros would let the position of a weight decide."""
-        ones_I = torch.ones(weight_OI.shape[1], device=weight_OI.device)
-        gram_II = ones_I.diag() if "gram" in self.needs else None
-        return Statistics(num_tokens=0, input_sq_norm_I=ones_I, gram_II=gram_II)
 
 
 def _row(
@@ -90,3 +72,14 @@ def _row(
         "seconds": round(seconds, 4),
         "notes": result.notes,
     }
+
+
+def notes_of_unseen(method: Method, rows: list[dict[str, Any]]) -> list[str]:
+    """What a user should hear afterwards of matrices that no token reached."""
+    unseen = [row["name"] for row in rows if row["tokens"] == 0]
+    if not method.needs or not unseen:
+        return []
+    return [
+        f"{len(unseen)} matrices, such as {unseen[0]}, met no calibration token and were pruned as if all their inputs "
+        "were alike; give more, or more varied, calibration text."
+    ]

@@ -1,0 +1,153 @@
+"""Is the speed of smaller shapes real? Decode in transformers, shrunk and dense in turn.
+
+A decoded token reads every weight once, so a model that reads half the bytes can be at most twice as fast. For each
+shrunk directory, one line of JSON:
+
+    bytes_ratio   dense / shrunk, weight bytes that one decoded token reads (`prunus profile`), without the KV cache
+    speedup       dense / shrunk decode time, the median of the pairs, and low and high of its 95% interval
+                  (`prunus bench SHRUNK --against DENSE`, which interleaves the two)
+    kept          speedup / bytes_ratio: what of the bytes saved arrives as speed. The aim is at least 0.85
+
+The machine must be quiet. `--make` writes a Llama-shaped model of random bf16 weights to FOLDER/dense (1.1 billion
+parameters: hidden 1920, FFN 5632, 24 layers, 30 heads on 10, tied embeddings) and what it becomes when 20, 35 and 50%
+of the parameters outside the embedding are removed, by width (KV groups, and the FFN in multiples of 64) and by depth:
+11 GB in all, 2.2 GB for the dense one. Speed does not depend on the values of dense weights, so these random siblings
+are as fast as shrunk models of the same shapes.
+
+usage: shrink_speed.py DENSE SHRUNK ... [--prompt-tokens 128] [--new-tokens 64] [--repetitions 9] [--threads N]
+       shrink_speed.py --make FOLDER --tokenizer DIR [--only width-20,depth-50] [the same]
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from memory import write_random_weights
+from transformers import AutoTokenizer, LlamaConfig
+
+PERCENT_REMOVED = (20, 35, 50)
+MULTIPLE = 64
+
+
+def dense_config(vocabulary: int) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=1920,
+        intermediate_size=5632,
+        num_hidden_layers=24,
+        num_attention_heads=30,
+        num_key_value_heads=10,
+        head_dim=64,
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+        architectures=["LlamaForCausalLM"],
+        dtype="bfloat16",
+    )
+
+
+def narrower(dense: LlamaConfig, removed: float) -> LlamaConfig:
+    """KV groups in proportion, as near as can be; the FFN takes what is left of the parameters, in multiples of 64."""
+    per_group, width = dense.num_attention_heads // dense.num_key_value_heads, dense.hidden_size
+    # LlamaConfig wants the hidden size in multiples of the number of heads
+    possible = [n for n in range(1, dense.num_key_value_heads + 1) if width % (n * per_group) == 0]
+    groups = min(possible, key=lambda n: abs(n - dense.num_key_value_heads * (1 - removed)))
+    changed = changed_config(dense, num_key_value_heads=groups, num_attention_heads=groups * per_group)
+    spared = block_parameters(changed) - block_parameters(dense) * (1 - removed)
+    inner = dense.intermediate_size - spared / (3 * width)
+    return changed_config(changed, intermediate_size=MULTIPLE * round(inner / MULTIPLE))
+
+
+def shallower(dense: LlamaConfig, removed: float) -> LlamaConfig:
+    return changed_config(dense, num_hidden_layers=round(dense.num_hidden_layers * (1 - removed)))
+
+
+SIBLINGS: dict[str, tuple[Callable[[LlamaConfig, float], LlamaConfig], float]] = {
+    f"{name}-{percent}": (make, percent / 100)
+    for name, make in (("width", narrower), ("depth", shallower))
+    for percent in PERCENT_REMOVED
+}
+
+
+def changed_config(config: LlamaConfig, **changes: int) -> LlamaConfig:
+    return LlamaConfig(**config.to_dict() | changes)
+
+
+def block_parameters(config: LlamaConfig) -> int:
+    """Parameters of one decoder block, its two norms left out."""
+    attention = 2 * (config.num_attention_heads + config.num_key_value_heads) * config.head_dim
+    return config.hidden_size * (attention + 3 * config.intermediate_size)
+
+
+def make_models(folder: Path, tokenizer: Path, only: list[str]) -> list[Path]:
+    """The directories of the dense model and, after it, its siblings; what is not there yet is made."""
+    dense = dense_config(len(AutoTokenizer.from_pretrained(tokenizer)))
+    configs = {"dense": dense} | {
+        name: make(dense, removed) for name, (make, removed) in SIBLINGS.items() if name in only
+    }
+    for name, config in configs.items():
+        if not (folder / name).exists():
+            shutil.rmtree(folder / "unfinished", ignore_errors=True)
+            write_random_weights(folder / "unfinished", config)
+            AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder / "unfinished")
+            (folder / "unfinished").rename(folder / name)
+    return [folder / name for name in configs]
+
+
+def prunus(*arguments: object) -> dict[str, Any]:
+    """The last line of a command of prunus."""
+    command = [sys.executable, "-m", "prunus.cli", *map(str, arguments)]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    result: dict[str, Any] = json.loads(output.splitlines()[-1])
+    return result
+
+
+def compare(dense: Path, shrunk: Path, options: list[object]) -> dict[str, Any]:
+    """The row of one shrunk directory."""
+    before, after = prunus("profile", dense), prunus("profile", shrunk)
+    measured = prunus("bench", shrunk, "--against", dense, *options)
+    speedup = measured["speedup"]["decode"]
+    bytes_ratio = before["decode_bytes_per_token"] / after["decode_bytes_per_token"]
+    return {
+        "shrunk": shrunk.name,
+        "parameters": after["parameters"],
+        "dense_parameters": before["parameters"],
+        "bytes_ratio": round(bytes_ratio, 4),
+        "speedup": {name: speedup[name] for name in ("median", "low", "high", "claim")},
+        "kept": round(speedup["median"] / bytes_ratio, 4),
+        "prefill_speedup": measured["speedup"]["prefill"]["median"],
+        **{name: measured[name] for name in ("dtype", "threads", "prompt_tokens", "new_tokens", "repetitions")},
+        "environment": measured["environment"],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("directories", type=Path, nargs="*", metavar="DENSE SHRUNK")
+    parser.add_argument("--make", type=Path, metavar="FOLDER")
+    parser.add_argument("--tokenizer", type=Path, metavar="DIR")
+    parser.add_argument("--only", default=",".join(SIBLINGS))
+    parser.add_argument("--prompt-tokens", type=int, default=128)
+    parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--repetitions", type=int, default=9)
+    parser.add_argument("--threads", type=int)
+    args = parser.parse_args()
+    if bool(args.make) == bool(args.directories) or bool(args.make) != bool(args.tokenizer):
+        parser.error("give either DENSE and what was shrunk from it, or --make with --tokenizer")
+    only = args.only.split(",")
+    if unknown := set(only) - set(SIBLINGS):
+        parser.error(f"--only knows {', '.join(SIBLINGS)}, not {', '.join(sorted(unknown))}")
+    directories = make_models(args.make, args.tokenizer, only) if args.make else args.directories
+    options: list[object] = ["--prompt-tokens", args.prompt_tokens, "--new-tokens", args.new_tokens]
+    options += ["--repetitions", args.repetitions, *(["--threads", args.threads] if args.threads else [])]
+    dense, *shrunk = directories
+    for directory in shrunk:
+        print(json.dumps(compare(dense, directory, options)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""The verb `shrink` of the command line."""
+
+from typing import Annotated, Any
+
+import typer
+
+from prunus import cli_options as opt
+from prunus.errors import UserError
+
+Size = Annotated[str | None, typer.Option(help="What stays: a ratio (0.75) or a size (1152).")]
+Budget = Annotated[float | None, typer.Option(help="In place of sizes: the ratio that stays; prunus finds the mix.")]
+Score = Annotated[str, typer.Option(help="Of channels and KV groups; see `prunus methods`.")]
+ExpertScore = Annotated[str, typer.Option(help="Of experts: reap, frequency or output-norm.")]
+Refit = Annotated[bool, typer.Option(help="Least squares for what stays, so that it makes up for what goes.")]
+Multiple = Annotated[int | None, typer.Option(help="Widths become a multiple of this. Default: 256, 128, 64 or 32.")]
+
+
+def shrink(
+    model: opt.Model,
+    out: opt.Out,
+    ffn: Size = None,
+    kv_groups: Size = None,
+    query_heads: Size = None,
+    hidden: Size = None,
+    experts: Size = None,
+    expert_ffn: Size = None,
+    shared_ffn: Size = None,
+    parameters: Budget = None,
+    decode_bytes: Budget = None,
+    score: Score = "second-order",
+    expert_score: ExpertScore = "reap",
+    refit: Refit = True,
+    multiple_of: Multiple = None,
+    calibration: opt.Calibration = None,
+    samples: Annotated[int, typer.Option(help="Calibration sequences.")] = 128,
+    length: Annotated[int, typer.Option(help="Tokens per calibration sequence.")] = 2048,
+    seed: opt.Seed = 0,
+    dtype: opt.Dtype = "auto",
+    device: opt.Device = "auto",
+    max_memory: opt.Memory = None,
+    dry_run: opt.DryRun = False,
+    trust_remote_code: opt.Trust = False,
+) -> dict[str, Any]:
+    """Write a smaller copy of MODEL: fewer channels, heads, dimensions or experts, an ordinary checkpoint.
+
+    `prunus profile MODEL` lists the axes of a model. Interrupted, the same command goes on where it stopped.
+
+    Example: `prunus shrink org/model out --ffn 0.75 --kv-groups 2 --calibration wiki.txt`
+    """
+    from prunus.cli_shrink_tables import show_shrink_estimate, show_shrunk
+    from prunus.steps.shrink import shrink as step
+    from prunus.steps.shrink_estimate import estimate_shrink
+
+    sizes = {
+        "ffn": ffn,
+        "kv_groups": kv_groups,
+        "query_heads": query_heads,
+        "hidden": hidden,
+        "experts": experts,
+        "expert_ffn": expert_ffn,
+        "shared_ffn": shared_ffn,
+    }
+    settings: dict[str, Any] = {
+        **{axis: _size(axis, text) for axis, text in sizes.items() if text is not None},
+        "parameters": parameters,
+        "decode_bytes": decode_bytes,
+        "score": score,
+        "expert_score": expert_score,
+        "refit": refit,
+        "multiple_of": multiple_of,
+        "calibration": tuple(calibration or ("self",)),
+        "samples": samples,
+        "length": length,
+        "seed": seed,
+        "dtype": dtype,
+        "device": device,
+        "max_memory": max_memory,
+        "trust_remote_code": trust_remote_code,
+    }
+    if dry_run:
+        expected = estimate_shrink(model, out, **settings)
+        show_shrink_estimate(expected)
+        return expected.summary()
+    run = step(model, out, **settings)
+    show_shrunk(run)
+    return run.summary()
+
+
+def _size(axis: str, text: str) -> int | float:
+    """A ratio when there is a decimal point, otherwise a size. Raises UserError for what is no number."""
+    try:
+        return float(text) if "." in text else int(text)
+    except ValueError as error:
+        flag = f"--{axis.replace('_', '-')}"
+        raise UserError(f"{flag} {text!r} is no number; write a ratio that stays such as 0.75, or a size.") from error

@@ -1,0 +1,79 @@
+"""`prunus shrink --dry-run`: refuse what the run would refuse, say what would go; reads no weights, writes nothing."""
+
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from prunus.models import StreamedModel
+from prunus.models.axes import Axis
+from prunus.steps.calibration_text import check_text
+from prunus.steps.memory_plan import plan_memory
+from prunus.steps.shrink import ShrinkCall, kind_of, parts, with_mix
+from prunus.steps.shrink_budget import mixes
+from prunus.steps.shrink_shapes import rounded, shape_facts
+
+MIXES = "the mix will be the one of these that costs least on the calibration text (the table shows the first): {}."
+DONE = "{} already is the result of these settings: the run would return at once."
+
+
+@dataclass(frozen=True, slots=True)
+class ShrinkEstimate:
+    """What `shrink` would cut, and the memory and disk it would take. `groups` are the coupled groups, axis by axis."""
+
+    axes: dict[str, dict[str, Any]]
+    before: dict[str, int]
+    after: dict[str, int]
+    groups: list[dict[str, Any]]
+    memory_bytes: int
+    disk_bytes: int
+    remarks: list[str]
+
+    def summary(self) -> dict[str, Any]:
+        return {"step": "shrink", "dry_run": True, **asdict(self)}
+
+
+def estimate_shrink(
+    model: str | Path,
+    out: str | Path,
+    *,
+    max_memory: str | int | None = None,
+    trust_remote_code: bool = False,
+    **settings: Any,
+) -> ShrinkEstimate:
+    """Return what `shrink` with these arguments would do. Raises UserError where that run would."""
+    call = ShrinkCall(model, out, max_memory, trust_remote_code, settings)
+    done = call.is_done
+    streamed, cuts = call.check()
+    sizes, choices = call.settings, list[str]()
+    if sizes.budget:
+        choices = [MIXES.format("; ".join(map(str, mixes(streamed, sizes))))]
+        sizes = with_mix(sizes, cuts[0].left)
+    todo = parts(sizes)
+    needs = set().union(*(kind_of(part).needs_of(part) for part in todo))
+    plan = plan_memory(streamed, needs, call.settings, call.max_memory)
+    if needs and not done:
+        check_text(streamed, call.settings)
+    return ShrinkEstimate(
+        **shape_facts(streamed, cuts, sizes),
+        groups=[_group(streamed, axis) for cut in cuts for axis in cut.axes.values()],
+        memory_bytes=plan.memory_bytes,
+        disk_bytes=plan.disk_bytes,
+        remarks=[
+            *choices,
+            *(note for part, cut in zip(todo, cuts, strict=True) for note in rounded(part, cut)),
+            *([DONE.format(call.place)] if done else []),
+        ],
+    )
+
+
+def _group(model: StreamedModel, axis: Axis) -> dict[str, Any]:
+    """What is cut together: parameters (blocks and experts as *), each with the dimensions along which they shrink."""
+    members: dict[str, set[int]] = {}
+    for name, dim in axis.segments:
+        members.setdefault(re.sub(r"\.\d+\.", ".*.", name), set()).add(dim)
+    return {
+        "axis": axis.name,
+        "parameters_per_unit": sum(n for name, n in axis.elements.items() if model.names.keys_of([name])),
+        "members": {name: sorted(dims) for name, dims in members.items()},
+    }

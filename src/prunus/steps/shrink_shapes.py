@@ -1,0 +1,60 @@
+"""What every step that changes shapes plans, says and records: sizes before and after, and the new config."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from transformers import PretrainedConfig
+
+from prunus.checkpoint.directory import CONFIG_NAME
+from prunus.models import StreamedModel
+from prunus.models.cut import Cut, axes_named, edited_config, granularity, plan_cut
+from prunus.models.footprint import footprint
+from prunus.settings import ShrinkSettings
+from prunus.steps.shrink_sizes import units_left
+
+
+def planned_cut(config: PretrainedConfig, settings: ShrinkSettings, trust_remote_code: bool = False) -> Cut:
+    """How many units are to stay on each axis that was asked for. Raises UserError for what cannot be."""
+    axes = axes_named(config, settings.wishes, trust_remote_code=trust_remote_code)
+    left = {}
+    for name, wish in settings.wishes.items():
+        grain = axes[name].runs
+        if name == "hidden":
+            grain = granularity(config, axes[name], trust_remote_code=trust_remote_code)
+        left[name] = units_left(name, wish, axes[name].units, settings.multiple_of, grain)
+    return plan_cut(config, axes, left, trust_remote_code=trust_remote_code)
+
+
+def rounded(settings: ShrinkSettings, cut: Cut) -> list[str]:
+    """Sentences on sizes that rounding moved away from what was asked."""
+    said = []
+    for name, wish in settings.wishes.items():
+        units, left = cut.axes[name].units, cut.left[name]
+        wanted = wish if isinstance(wish, int) else wish * units
+        if abs(left - wanted) >= 1:
+            said.append(
+                f"{name}: {wish} of {units} would be {wanted:g}; rounded to {left} ({left / units:.3f}). --multiple-of "
+                "1 takes what was asked."
+            )
+    return said
+
+
+def new_config(model: StreamedModel, fields: dict[str, Any]) -> dict[str, Any]:
+    """The content of config.json of the smaller model."""
+    raw = json.loads((model.checkpoint.path / CONFIG_NAME).read_text(encoding="utf-8"))
+    return edited_config(raw, model.config, fields)
+
+
+def shape_facts(model: StreamedModel, cuts: Sequence[Cut], settings: ShrinkSettings) -> dict[str, Any]:
+    """What the record says of shapes: units along each axis and what the model weighs, before and after the cuts."""
+    return {
+        "axes": {
+            name: {"asked": settings.wishes[name], "before": axis.units, "after": cut.left[name]}
+            for cut in cuts
+            for name, axis in cut.axes.items()
+        },
+        "before": asdict(footprint(model, cuts[0].before, model.config)),
+        "after": asdict(footprint(model, cuts[-1].after, cuts[-1].config)),
+    }

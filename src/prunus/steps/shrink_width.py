@@ -1,0 +1,73 @@
+"""Cut units inside the blocks (FFN channels, KV groups) in one pass over them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from prunus.errors import UserError
+from prunus.models import StreamedModel
+from prunus.models.axes import Axis
+from prunus.settings import ShrinkSettings
+from prunus.shrinking import WIDTH_SCORES
+from prunus.steps.shrink_gradients import check_gradients, gate_gradients
+from prunus.steps.shrink_step import CutStep
+from prunus.steps.shrink_width_edit import WidthEdit, axis_read
+from prunus.text.batches import TokenBatch
+
+AXES = ("kv_groups", "ffn", "expert_ffn", "shared_ffn")
+QUERY_HEADS = ("query_heads",)  # read by the matrix that reads the groups too, so they go after these
+
+
+class WidthStep(CutStep):
+    """A `BlockStep`. Raises UserError for sizes or axes that cannot be."""
+
+    def __init__(self, settings: ShrinkSettings, model: StreamedModel) -> None:
+        super().__init__(settings, model)
+        self.score = WIDTH_SCORES[settings.score]
+        self.title = f"Shrink, {self.score.name}"
+        self.prepares = "gate_gradient" in self.score.needs
+        self.needs = self.needs_of(settings) - {"gate_gradient"}
+        self._gate_gradients: Mapping[str, Tensor] = {}
+
+    @staticmethod
+    def needs_of(settings: ShrinkSettings) -> set[str]:
+        return {*WIDTH_SCORES[settings.score].needs, *({"gram"} if settings.refit else ())}
+
+    @staticmethod
+    def check(model: StreamedModel, settings: ShrinkSettings, axes: Mapping[str, Axis], max_memory: int | None) -> None:
+        _check_readers(model, axes)
+        if "gate_gradient" in WIDTH_SCORES[settings.score].needs:
+            check_gradients(model, axes, settings.length, max_memory)
+
+    def prepare(self, batch: TokenBatch, rows: list[dict[str, Any]]) -> None:
+        """Scores that look at the loss see the model as it was: one backward pass before anything is cut."""
+        self._gate_gradients = gate_gradients(self.model, self.cut.axes, batch)
+
+    def edit(self, rows: list[dict[str, Any]]) -> WidthEdit:
+        self.rows = rows
+        return WidthEdit(self.score, self.settings.refit, self.cut, self._gate_gradients, rows)
+
+    def remarks(self, rows: list[dict[str, Any]]) -> list[str]:
+        unseen = [row["name"] for row in rows if row["tokens"] == 0]
+        if not self.needs or not unseen:
+            return []
+        return [
+            f"{len(unseen)} experts, such as {unseen[0]}, met no calibration token and were cut as if all their inputs "
+            "were alike; give more, or more varied, calibration text."
+        ]
+
+
+def _check_readers(model: StreamedModel, axes: Mapping[str, Axis]) -> None:
+    """Refuse a block whose units of one axis are read by more than one matrix: nobody could choose for both."""
+    for block in model.spec.blocks:
+        readers: dict[str, set[str]] = {}
+        for linear in block.linears:
+            if axis := axis_read(axes, block, linear):
+                readers.setdefault(axis.name, set()).add(linear.parameter)
+        for name, found in readers.items():
+            if len(found) > 1:
+                raise UserError(
+                    f"{model.spec.family} cannot be cut along {name}: in {block.name}, {' and '.join(sorted(found))} "
+                    "both read its units."
+                )

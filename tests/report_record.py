@@ -66,6 +66,47 @@ def record(name: str = "admm", sparsity: float = 0.5, perplexity: float = 28.1) 
     return {"format": 1, "prunus": "0.1.0", "history": [step], **evidence}
 
 
+def shrink_step(before: int = 1000, after: int = 750, axis: str = "kv_groups", **settings: Any) -> dict[str, Any]:
+    """Three blocks of two units along one axis, of which the second stays; scores over four decades."""
+    groups = [
+        {
+            "name": f"model.layers.{block}.self_attn.o_proj",
+            "block": block,
+            "axis": axis,
+            "expert": None,
+            "units": 2,
+            "kept": "4",
+            "scores": [0.001, 10.0],
+            "tokens": 64,
+            "error_plain": 0.2,
+            "error": 0.1,
+            "seconds": 0.5,
+        }
+        for block in range(3)
+    ]
+    weights = [
+        {"parameters": count, "decode_bytes": 4 * count, "kv_cache_values_per_token": 96 * count}
+        for count in (before, after)
+    ]
+    return {
+        "step": "shrink",
+        "settings": {axis: 1, "score": "second-order", "expert_score": "reap", "refit": True, **settings},
+        "input": {"path": "models/dense", "sha256": "ab" * 32},
+        "request": "cd" * 32,
+        "calibration": [{"source": "news", "windows": 4}],
+        "axes": {axis: {"asked": 1, "before": 2, "after": 1}},
+        "before": weights[0],
+        "after": weights[1],
+        "groups": groups,
+        "seconds": 2.0,
+    }
+
+
+def shrunk(perplexity: float = 30.0, **step: Any) -> dict[str, Any]:
+    """The record of a run that was shrunk and nothing else."""
+    return record(perplexity=perplexity) | {"history": [shrink_step(**step)], "sensitivity": []}
+
+
 def write(directory: Path, content: dict[str, Any]) -> Path:
     directory.mkdir(parents=True)
     (directory / "prunus.json").write_text(json.dumps(content), encoding="utf-8")

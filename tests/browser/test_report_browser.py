@@ -10,7 +10,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from prunus.reporting import write_report
-from report_record import HOSTILE, record, write
+from report_record import HOSTILE, record, shrunk, write
 
 CHROMIUM, CHROMEDRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
 pytestmark = pytest.mark.skipif(
@@ -46,7 +46,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     root = tmp_path_factory.mktemp("runs")
     hostile = record(name=HOSTILE, sparsity=0.6)
     hostile["history"][0]["matrices"][0]["projection"] = HOSTILE
-    runs = [write(root / "one", record()), write(root / "two", hostile)]
+    runs = [write(root / "one", record()), write(root / "two", hostile), write(root / "three", shrunk())]
     return write_report(runs, root / "report.html").as_uri()
 
 
@@ -64,13 +64,25 @@ def colours(browser: webdriver.Chrome) -> tuple[str, str]:
 
 def test_every_plot_is_drawn_and_nothing_is_complained_of(opened: webdriver.Chrome):
     plots = opened.find_elements(By.CLASS_NAME, "plot")
-    assert len(plots) == 2 + 2 * 7
+    assert len(plots) == 4 + 2 * 7 + 6
     for plot in plots:
         assert plot.find_elements(By.CSS_SELECTOR, "svg.main-svg"), plot.get_attribute("aria-label")
         assert plot.get_attribute("aria-label")
     assert opened.get_log("browser") == []
     assert opened.execute_script("return window.pwned") is None
     assert opened.execute_script("return performance.getEntriesByType('resource').map(r => r.name)") == []
+
+
+def test_what_stays_is_marked_in_ink_that_shows(opened: webdriver.Chrome):
+    heat = next(
+        p for p in opened.find_elements(By.CLASS_NAME, "plot") if "Head importance" in p.get_attribute("aria-label")
+    )
+    dots = [one for one in heat.find_elements(By.CSS_SELECTOR, ".hm text") if one.text]
+    assert len(dots) == 3
+    paper = luminance(opened.execute_script("return resolve('var(--heat-2)')"))  # the highest score stays here
+    for dot in dots:
+        ink = luminance(dot.value_of_css_property("fill"))
+        assert (max(ink, paper) + 0.05) / (min(ink, paper) + 0.05) >= 3
 
 
 def test_the_toggle_works_from_the_keyboard_and_plots_follow(opened: webdriver.Chrome):

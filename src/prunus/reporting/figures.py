@@ -14,6 +14,7 @@ from prunus.sparsity import METHODS
 
 HEAT = [[0, "var(--heat-0)"], [0.5, "var(--heat-1)"], [1, "var(--heat-2)"]]
 DENSE, MODEL, SECOND = "var(--dense)", "var(--model)", "var(--second)"
+COLOURS = (MODEL, SECOND, "var(--third)", "var(--fourth)", DENSE)
 
 # What the error of a matrix is, by what its method knew of the inputs.
 ERRORS = {
@@ -65,9 +66,15 @@ def _by_error(run: Run) -> dict[str, list[dict[str, Any]]]:
 
 def _error_of(method: str | None) -> str:
     known = METHODS.get(method or "")
-    if known is None:
+    return error_in_words(known.needs if known else None)
+
+
+def error_in_words(needs: Iterable[str] | None) -> str:
+    """What an error was taken of, by what was known of the inputs; None: nobody knows."""
+    if needs is None:
         return "output or weights: this prunus does not know the method"
-    return next((words for need, words in ERRORS.items() if need in known.needs), ERROR_OF_WEIGHTS)
+    known = set(needs)
+    return next((words for need, words in ERRORS.items() if need in known), ERROR_OF_WEIGHTS)
 
 
 def _matrix_map(title: str, rows: list[dict[str, Any]], key: str, top: float | None, caption: str) -> list[Figure]:
@@ -99,7 +106,7 @@ def _sensitivity(rows: list[dict[str, Any]]) -> Figure:
         return heat_map("Sensitivity", rows, "kl", None, caption)
     values = [row["kl"] for row in rows]
     layout = {"xaxis": {"title": {"text": "block"}, "type": "category"}, "yaxis": {"title": {"text": "KL"}}}
-    alt = f"KL divergence by block, {_range(values)}."
+    alt = f"KL divergence by block, {range_in_words(values)}."
     return Figure("Sensitivity", alt, [bars("KL", [_block(row) for row in rows], values, MODEL)], layout, caption)
 
 
@@ -126,7 +133,7 @@ def heat_map(title: str, items: Sequence[dict[str, Any]], key: str, top: float |
         "xaxis": {"title": {"text": "block"}, "type": "category", "showgrid": False},
         "yaxis": {"autorange": "reversed", "type": "category", "showgrid": False},
     }
-    alt = f"{title} of {len(numbers)} matrices by block and projection, {_range(numbers)}."
+    alt = f"{title} of {len(numbers)} matrices by block and projection, {range_in_words(numbers)}."
     return Figure(title, alt, [trace], layout, caption, height=110 + 24 * len(projections))
 
 
@@ -156,5 +163,6 @@ def _block(item: dict[str, Any]) -> str:
     return "outside" if item.get("block") is None else str(item["block"])
 
 
-def _range(values: Sequence[float]) -> str:
+def range_in_words(values: Sequence[float]) -> str:
+    """The smallest and the largest, for `alt`."""
     return f"from {min(values):.4g} to {max(values):.4g}" if values else "no values"

@@ -18,6 +18,8 @@ from prunus.reporting.benchmark_figures import benchmark_figures
 from prunus.reporting.comparison_figures import comparison_figures
 from prunus.reporting.figures import Figure, finite, matrix_figures, sensitivity_figures
 from prunus.reporting.record import Run, read_runs
+from prunus.reporting.shape_figures import shape_figures
+from prunus.reporting.shapes import group_rows, shape_rows
 from prunus.reporting.verdict import Card, benchmark_conditions, verdict
 
 
@@ -38,6 +40,9 @@ class Section:
     name: str
     cards: list[Card]
     conditions: tables.Rows
+    shapes: tables.Rows
+    shape_figures: list[Figure]
+    groups: tables.Rows
     matrix_figures: list[Figure]
     sensitivity_figures: list[Figure]
     matrices: tables.Rows
@@ -86,6 +91,9 @@ def _section(run: Run) -> Section:
         name=run.name,
         cards=verdict(run),
         conditions=tables.conditions(run),
+        shapes=shape_rows(run),
+        shape_figures=shape_figures(run),
+        groups=group_rows(run),
         matrix_figures=matrix_figures(run),
         sensitivity_figures=sensitivity_figures(run),
         matrices=tables.matrices(run),

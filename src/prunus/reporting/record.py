@@ -23,6 +23,17 @@ class Run:
         return list(self.record.get("history") or [])
 
     @property
+    def shrink_steps(self) -> list[dict[str, Any]]:
+        """The steps that changed shapes, the first one first; one call may have made several."""
+        return [step for step in self.history if step.get("step") == "shrink"]
+
+    @property
+    def last_call(self) -> list[dict[str, Any]]:
+        """The last step, and those that the same call made before it; empty without history."""
+        request = self.history[-1].get("request") if self.history else None
+        return [s for s in self.history if s.get("request") == request] if request else self.history[-1:]
+
+    @property
     def matrices(self) -> list[dict[str, Any]]:
         """Each pruned matrix in its last state, with its method, in the order the matrices were first pruned."""
         latest: dict[str, dict[str, Any]] = {}

@@ -6,6 +6,7 @@ from typing import Any
 
 from prunus.reporting import text
 from prunus.reporting.record import Run, evaluation_conditions, evaluation_text
+from prunus.reporting.shapes import shapes, step_in_words
 
 Rows = list[list[str]]
 
@@ -21,6 +22,7 @@ METRICS = {
 }
 # What a step says of itself after "auto" was decided; it stands in place of the setting.
 RESOLVED = ("dtype", "device", "calibration", "allocation", "parameters")
+SHAPES = ("request", "axes", "before", "after", "groups")  # of a step that shrinks; `shapes.py` says them in words
 COMPARING = ("kl", "top1_agreement")
 PARTS = ("prompt", "dense", "sparse")
 ERROR = "_standard_error"
@@ -56,12 +58,19 @@ class Step:
 
 def conditions(run: Run) -> Rows:
     """Under which conditions this model was made: of what, how, where, with which versions."""
-    step: dict[str, Any] = run.history[-1] if run.history else {}
-    resolved = (step.get("settings") or {}) | {name: step[name] for name in RESOLVED if step.get(name)}
-    source = (step.get("input") or {}).get("path")
+    steps = run.last_call or [{}]
+    settings = {k: v for step in steps for k, v in (step.get("settings") or {}).items() if v is not None}
+    resolved = settings | {name: found for name in RESOLVED if (found := _of_all(steps, name))}
+    source = (steps[0].get("input") or {}).get("path")
     return _facts(
-        {"made from": source, **resolved, **(step.get("environment") or {}), "prunus": run.record.get("prunus")}
+        {"made from": source, **resolved, **(steps[-1].get("environment") or {}), "prunus": run.record.get("prunus")}
     )
+
+
+def _of_all(steps: list[dict[str, Any]], name: str) -> Any:
+    """What the steps of one call say of themselves; a list where they differ."""
+    found = [step[name] for step in steps if step.get(name)]
+    return found if any(one != found[0] for one in found) else next(iter(found), None)
 
 
 def _facts(values: dict[str, Any]) -> Rows:
@@ -156,35 +165,39 @@ def matrices(run: Run) -> Rows:
 
 def steps(run: Run) -> list[Step]:
     """The history, oldest first."""
-    return [_step(step) for step in run.history]
+    return [_step(run, step) for step in run.history]
 
 
-def _step(step: dict[str, Any]) -> Step:
+def _step(run: Run, step: dict[str, Any]) -> Step:
     source = {f"input {name}": value for name, value in (step.get("input") or {}).items()}
-    shown_elsewhere = ("step", "settings", "input", "environment", "matrices", "sensitivity")
+    shown_elsewhere = ("step", "settings", "input", "environment", "matrices", "sensitivity", *SHAPES)
+    shrunk = step_in_words(run, step) if step in run.shrink_steps else {}
     rest = {name: value for name, value in step.items() if name not in shown_elsewhere}
     return Step(
         name=str(step.get("step", "step")),
-        facts=_facts(source | rest),
+        facts=_facts(source | shrunk | rest),
         settings=_facts(step.get("settings") or {}),
         environment=_facts(step.get("environment") or {}),
     )
 
 
 def comparison(runs: Sequence[Run]) -> Rows:
-    """One row per run: name, method, pattern, sparsity, perplexity, KL, decode speed-up, time."""
+    """One row per run: name, what was made of it, perplexity, KL, decode speed-up, time, text."""
     return [_run(run) for run in runs]
 
 
 def _run(run: Run) -> list[str]:
     against = run.perplexity.get("against") or {}
     measured = run.benchmarks[-1] if run.benchmarks else {}
+    changed = shapes(run)
     times = [step["seconds"] for step in run.history if step.get("seconds") is not None]
     return [
         run.name,
         text.plain(run.setting("method")),
         text.plain(run.setting("pattern")),
-        text.fixed(run.sparsity, 3),
+        text.fixed(run.sparsity, 3) if run.sparsity is not None or not changed else "-",
+        text.fixed(changed.parameters_left, 3) if changed else "-",
+        changed.axes_in_words() if changed else "-",
         text.fixed(run.perplexity.get("perplexity")),
         text.fixed(against.get("perplexity")),
         text.fixed(against.get("kl"), 3),

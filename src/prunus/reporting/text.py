@@ -2,9 +2,12 @@
 
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 ABSENT = "not measured"
+# No-break spaces keep the two numbers on one line.
+ARROW = "\N{NO-BREAK SPACE}\N{RIGHTWARDS ARROW}\N{NO-BREAK SPACE}"
 
 
 def number(value: Any, digits: int = 4) -> str:
@@ -50,6 +53,18 @@ def interval(ratio: dict[str, Any] | None) -> str:
     if not ratio:
         return ABSENT
     return f"{ratio['median']:.2f}x ({ratio['low']:.2f} to {ratio['high']:.2f})"
+
+
+def change(before: Any, after: Any, show: Callable[[Any], str] = number) -> str:
+    """Two values of one quantity, on one line."""
+    return f"{show(before)}{ARROW}{show(after)}".replace(" ", "\N{NO-BREAK SPACE}")
+
+
+def calibration(sources: Any) -> str:
+    """The names of calibration texts, with how many windows were taken of each."""
+    if not isinstance(sources, list):
+        return ""
+    return ", ".join(f"{one.get('source')} ({plain(one.get('windows'))} windows)" for one in sources)
 
 
 def allocation(facts: Any) -> str:

@@ -5,9 +5,7 @@ from typing import Any
 
 from prunus.reporting import text
 from prunus.reporting.record import Run, evaluation_conditions
-
-# No-break spaces keep the two numbers on one line.
-ARROW = "\N{NO-BREAK SPACE}\N{RIGHTWARDS ARROW}\N{NO-BREAK SPACE}"
+from prunus.reporting.shapes import WEIGHTS, Shapes, decided_by, shapes
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +19,32 @@ class Card:
 
 
 def verdict(run: Run) -> list[Card]:
-    """The four answers, each from the record alone; what was not measured says so."""
-    return [_cut(run), _smaller(run), _faster(run), _quality(run)]
+    """The answers, each from the record alone; what was not measured says so.
+
+    A model that was shrunk is smaller first of all, and has a sparsity only where zeros were made.
+    """
+    changed = shapes(run)
+    if changed is None:
+        return [_cut(run), _smaller(run), _faster(run), _quality(run)]
+    zeros = [_cut(run)] if run.sparsity is not None else []
+    return [_shrunk(run, changed), *zeros, _faster(run), _quality(run)]
+
+
+def _shrunk(run: Run, changed: Shapes) -> Card:
+    weights = [
+        f"{words} {text.change(changed.before[name], changed.after[name], show)}"
+        for name, (words, show) in WEIGHTS.items()
+        if name in changed.before and name in changed.after
+    ]
+    meaning = f"{changed.axes_in_words()}: {'; '.join(weights)}.{_disk(run)}"
+    how = [f"{name.replace('_', ' ')} {text.plain(value)}" for name, value in decided_by(run).items()]
+    conditions = ", ".join(["parameters after / before", *how])
+    return Card("Smaller by", text.fixed(changed.parameters_left, 2, "x"), meaning, conditions)
+
+
+def _disk(run: Run) -> str:
+    model, dense = _last(run, "model").get("bytes_on_disk"), _last(run, "dense").get("bytes_on_disk")
+    return f" On disk {text.change(dense, model, text.size)}." if model and dense else ""
 
 
 def _cut(run: Run) -> Card:
@@ -32,6 +54,8 @@ def _cut(run: Run) -> Card:
     if run.sparsity_all is not None:
         meaning += f"; {run.sparsity_all:.3f} of all parameters"
     meaning = f"{meaning}. {text.allocation(run.allocation)}".strip()
+    if run.history[-1] in run.shrink_steps:
+        meaning += " Zeros were not counted again after the model was shrunk."
     method, pattern = run.setting("method"), run.setting("pattern")
     conditions = ", ".join(f"{name} {value}" for name, value in (("method", method), ("pattern", pattern)) if value)
     return Card("Sparsity", f"{run.sparsity:.3f}", meaning, conditions)
@@ -75,7 +99,7 @@ def _quality(run: Run) -> Card:
         meaning.append(f"the same top token in {text.fixed(100 * against['top1_agreement'], 1)}% of places")
     return Card(
         "Quality kept",
-        f"{text.fixed(before)}{ARROW}{text.fixed(now)}",
+        text.change(before, now, text.fixed),
         "; ".join(meaning) + ".",
         conditions,
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from prunus.models.families import FAMILIES
-from prunus.shrinking import WIDTH_SCORES
+from prunus.shrinking import LAYER_SCORES, WIDTH_SCORES
 from prunus.shrinking.expert_scores import EXPERT_SCORES
 from prunus.sparsity import METHODS, NM, Tile, Unstructured, parse_pattern
 from prunus.sparsity.methods import Method
@@ -32,6 +32,12 @@ def methods() -> str:
 def width_scores() -> str:
     """One line per score of channels and KV groups."""
     rows = ((s.title, f"`{name}`", s.idea, _paper(s.paper), s.cost, s.when) for name, s in WIDTH_SCORES.items())
+    return _table(("score", "name", "idea", "paper", "cost", "when to use"), rows)
+
+
+def layer_scores() -> str:
+    """One line per score of layers."""
+    rows = ((s.title, f"`{name}`", s.idea, _paper(s.paper), s.cost, s.when) for name, s in LAYER_SCORES.items())
     return _table(("score", "name", "idea", "paper", "cost", "when to use"), rows)
 
 
@@ -153,6 +159,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "options": options,
     "width_scores": width_scores,
     "expert_scores": expert_scores,
+    "layer_scores": layer_scores,
     "perplexities": perplexities,
     "divergences": divergences,
     "seconds": seconds,

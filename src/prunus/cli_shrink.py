@@ -11,6 +11,8 @@ Size = Annotated[str | None, typer.Option(help="What stays: a ratio (0.75) or a 
 Budget = Annotated[float | None, typer.Option(help="In place of sizes: the ratio that stays; prunus finds the mix.")]
 Score = Annotated[str, typer.Option(help="Of channels and KV groups; see `prunus methods`.")]
 ExpertScore = Annotated[str, typer.Option(help="Of experts: reap, frequency or output-norm.")]
+LayerScore = Annotated[str, typer.Option(help="Of layers: angular, block-influence, greedy-kl, greedy-kl-folded.")]
+Fold = Annotated[bool, typer.Option(help="Fold layers that go into the one before them, by least squares.")]
 Refit = Annotated[bool, typer.Option(help="Least squares for what stays, so that it makes up for what goes.")]
 Multiple = Annotated[int | None, typer.Option(help="Widths become a multiple of this. Default: 256, 128, 64 or 32.")]
 
@@ -18,6 +20,7 @@ Multiple = Annotated[int | None, typer.Option(help="Widths become a multiple of 
 def shrink(
     model: opt.Model,
     out: opt.Out,
+    layers: Size = None,
     ffn: Size = None,
     kv_groups: Size = None,
     query_heads: Size = None,
@@ -29,7 +32,12 @@ def shrink(
     decode_bytes: Budget = None,
     score: Score = "second-order",
     expert_score: ExpertScore = "reap",
+    layer_score: LayerScore = "angular",
     refit: Refit = True,
+    fold: Fold = True,
+    protect_first: Annotated[int, typer.Option(help="So many first layers stay.")] = 1,
+    protect_last: Annotated[int, typer.Option(help="So many last layers stay.")] = 1,
+    judged: Annotated[int, typer.Option(help="Sequences that judge each layer, for greedy layer scores.")] = 8,
     multiple_of: Multiple = None,
     calibration: opt.Calibration = None,
     samples: Annotated[int, typer.Option(help="Calibration sequences.")] = 128,
@@ -41,7 +49,7 @@ def shrink(
     dry_run: opt.DryRun = False,
     trust_remote_code: opt.Trust = False,
 ) -> dict[str, Any]:
-    """Write a smaller copy of MODEL: fewer channels, heads, dimensions or experts, an ordinary checkpoint.
+    """Write a smaller copy of MODEL: fewer layers, channels, heads, dimensions or experts, an ordinary checkpoint.
 
     `prunus profile MODEL` lists the axes of a model. Interrupted, the same command goes on where it stopped.
 
@@ -52,6 +60,7 @@ def shrink(
     from prunus.steps.shrink_estimate import estimate_shrink
 
     sizes = {
+        "layers": layers,
         "ffn": ffn,
         "kv_groups": kv_groups,
         "query_heads": query_heads,
@@ -66,7 +75,12 @@ def shrink(
         "decode_bytes": decode_bytes,
         "score": score,
         "expert_score": expert_score,
+        "layer_score": layer_score,
         "refit": refit,
+        "fold": fold,
+        "protect_first": protect_first,
+        "protect_last": protect_last,
+        "judged": judged,
         "multiple_of": multiple_of,
         "calibration": tuple(calibration or ("self",)),
         "samples": samples,

@@ -13,7 +13,7 @@ from prunus.steps.shrink_estimate import ShrinkEstimate
 def show_shrunk(run: Run) -> None:
     step = run.last_step
     _show_shapes(str(run.path), step)
-    errors = _errors(step["groups"])
+    errors = _errors(step.get("groups", []))
     refit = f"; output error {errors['error_plain']:.4f}, refitted {errors['error']:.4f}" if errors else ""
     console.print(
         f"{'already done: ' if run.reused else ''}{step['seconds']:.0f} s, peak "

@@ -8,7 +8,7 @@ from rich.table import Table
 from prunus.models.families import FAMILIES
 from prunus.progress import console
 from prunus.result import Run
-from prunus.shrinking import WIDTH_SCORES
+from prunus.shrinking import LAYER_SCORES, WIDTH_SCORES
 from prunus.shrinking.expert_scores import EXPERT_SCORES
 from prunus.sparsity import METHODS
 from prunus.steps.estimate import Estimate
@@ -59,7 +59,8 @@ def show_methods() -> None:
 def score_rows() -> list[dict[str, Any]]:
     """The tables of scores for `shrink`, ready for JSON."""
     widths = [{"of": "channels and KV groups", "score": s.name, "paper": s.paper, "when": s.when} for s in WIDTHS]
-    return widths + [{"of": "experts", "score": s.name, "paper": s.paper, "when": s.when} for s in EXPERTS]
+    layers = [{"of": "layers", "score": s.name, "paper": s.paper, "when": s.when} for s in LAYER_SCORES.values()]
+    return [*layers, *widths] + [{"of": "experts", "score": s.name, "paper": s.paper, "when": s.when} for s in EXPERTS]
 
 
 def show_scores() -> None:

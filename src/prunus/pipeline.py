@@ -17,7 +17,8 @@ from prunus.errors import UserError
 from prunus.models import StreamedModel
 from prunus.recipe import MAKES_A_MODEL, Recipe, Step, load_recipe
 from prunus.result import Run
-from prunus.settings import BenchSettings, EvaluateSettings, ReportSettings, ShrinkSettings, SparsifySettings
+from prunus.settings import BenchSettings, EvaluateSettings, ReportSettings, SparsifySettings
+from prunus.settings_shrink import ShrinkSettings
 from prunus.sparsity import METHODS
 from prunus.sparsity.methods import make_options
 from prunus.steps.bench import bench

@@ -21,9 +21,9 @@ from prunus.settings import (
     EvaluateSettings,
     ReportSettings,
     Settings,
-    ShrinkSettings,
     SparsifySettings,
 )
+from prunus.settings_shrink import ShrinkSettings
 
 STEPS: dict[str, type[Settings]] = {
     "sparsify": SparsifySettings,

@@ -8,23 +8,9 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from prunus.errors import UserError
-from prunus.shrinking import WIDTH_SCORES
-from prunus.shrinking.expert_scores import EXPERT_SCORES
 from prunus.sparsity import METHODS, Unstructured, parse_pattern
 
 DEFAULT_METHOD = "admm"
-DEFAULT_WIDTH_SCORE = "second-order"
-DEFAULT_EXPERT_SCORE = "reap"
-AXES = (
-    "layers",
-    "hidden",
-    "experts",
-    "kv_groups",
-    "ffn",
-    "expert_ffn",
-    "shared_ffn",
-    "query_heads",
-)  # in the order they are cut
 
 
 class Settings(BaseModel):
@@ -107,70 +93,6 @@ class SparsifySettings(CalibratedSettings):
                 f"allocation {self.allocation!r} decides the sparsity of every matrix itself: it takes an unstructured "
                 f"pattern and no overrides; {self.pattern!r} with {len(self.overrides)} overrides was given."
             )
-        return self
-
-
-class ShrinkSettings(CalibratedSettings):
-    """What decides the shape and the content of a shrunk model.
-
-    Along each axis, a number with a decimal point is the ratio that stays, a whole number the size that stays.
-    """
-
-    ffn: int | float | None = None
-    expert_ffn: int | float | None = None
-    shared_ffn: int | float | None = None
-    kv_groups: int | float | None = None
-    query_heads: int | float | None = None
-    hidden: int | float | None = None
-    experts: int | float | None = None
-    layers: int | float | None = None
-    parameters: float | None = Field(None, gt=0, lt=1)  # a budget, as a ratio that stays, in place of axes
-    decode_bytes: float | None = Field(None, gt=0, lt=1)
-    score: str = DEFAULT_WIDTH_SCORE  # of channels and groups
-    expert_score: str = DEFAULT_EXPERT_SCORE
-    refit: bool = True  # least squares for what stays
-    multiple_of: int | None = Field(None, ge=1)
-
-    @property
-    def wishes(self) -> dict[str, int | float]:
-        """What was asked along which axis."""
-        asked = {axis: getattr(self, axis) for axis in AXES}
-        return {axis: wish for axis, wish in asked.items() if wish is not None}
-
-    @property
-    def budget(self) -> tuple[str, float] | None:
-        """What is limited, and the ratio of it that may stay."""
-        limits = {"parameters": self.parameters, "decode_bytes": self.decode_bytes}
-        return next(((name, ratio) for name, ratio in limits.items() if ratio is not None), None)
-
-    @field_validator("score")
-    @classmethod
-    def _known_score(cls, value: str) -> str:
-        if value not in WIDTH_SCORES:
-            raise UserError(f"unknown score {value!r}; allowed are {', '.join(WIDTH_SCORES)} (see `prunus methods`).")
-        return value
-
-    @field_validator("expert_score")
-    @classmethod
-    def _known_expert_score(cls, value: str) -> str:
-        if value not in EXPERT_SCORES:
-            raise UserError(f"unknown expert score {value!r}; allowed are {', '.join(EXPERT_SCORES)}.")
-        return value
-
-    @model_validator(mode="after")
-    def _sizes_make_sense(self) -> Self:
-        if self.budget and (self.wishes or (self.parameters and self.decode_bytes)):
-            given = [*self.wishes, *(name for name in ("parameters", "decode_bytes") if getattr(self, name))]
-            raise UserError(f"{' and '.join(given)} were given; a budget chooses the mix itself, so it stands alone.")
-        if not self.wishes and not self.budget:
-            raise UserError(
-                f"nothing to shrink; say what stays along {', '.join(AXES)}, such as 0.75, or give a budget."
-            )
-        for axis, wish in self.wishes.items():
-            if isinstance(wish, float) and not 0 < wish <= 1:
-                raise UserError(f"{axis}={wish} is the ratio that stays, so it lies above 0 and at most at 1.")
-            if isinstance(wish, int) and wish < 1:
-                raise UserError(f"{axis}={wish} leaves nothing; write a size of at least 1, or a ratio such as 0.75.")
         return self
 
 

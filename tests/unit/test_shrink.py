@@ -65,6 +65,23 @@ def test_rounding_that_changes_the_request_is_said(prunus, model, text, tmp_path
     assert "rounded to 64" in read_record(tmp_path / "out")["history"][-1]["notices"][0]
 
 
+def test_layers_and_channels_in_one_call(prunus, tiny_llama_dir, text, tmp_path):
+    flags = ("--layers", 1, "--protect-last", 0, "--ffn", 64, "--calibration", text, *SMALL)
+    expected = json.loads(prunus("shrink", tiny_llama_dir, tmp_path / "out", *flags, "--dry-run")[1].splitlines()[-1])
+    code, printed, errors = prunus("shrink", tiny_llama_dir, tmp_path / "out", *flags)
+    assert code == 0, errors
+    result = json.loads(printed.splitlines()[-1])
+    assert result["axes"]["layers"] == {"asked": 1, "before": 2, "after": 1, "kept": [0], "removed": [1]}
+    assert result["axes"]["ffn"]["after"] == 64
+    assert result["before"] == expected["before"]
+    assert result["after"] == expected["after"]
+    model = open_model(tmp_path / "out")
+    assert (len(model.spec.blocks), model.config.intermediate_size) == (1, 64)
+    assert result["after"]["parameters"] == model.checkpoint.num_parameters
+    again = prunus("shrink", tiny_llama_dir, tmp_path / "out", *flags)
+    assert json.loads(again[1].splitlines()[-1])["reused"] is True
+
+
 # --- bad input ---
 
 
@@ -77,6 +94,9 @@ def test_rounding_that_changes_the_request_is_said(prunus, model, text, tmp_path
         (("--ffn", "999"), "ffn=999 was asked for, but the model has 128"),
         (("--kv-groups", "3"), "kv_groups=3 was asked for, but the model has 2"),
         (("--experts", "0.5"), "cannot be cut along experts: llama has none"),
+        (("--layers", "3"), "layers=3 was asked for, but the model has 2"),
+        (("--layers", "1"), "the first 1 and the last 1 are protected"),
+        (("--layers", "0.5", "--layer-score", "magic"), "unknown score 'magic' of layers"),
         (("--hidden", "63"), "llama takes no hidden of 63"),
         (("--ffn", "0.5", "--score", "magic"), "unknown score 'magic'"),
         (("--ffn", "0.5", "--length", "32", "--calibration", "nowhere.txt"), "nowhere.txt"),

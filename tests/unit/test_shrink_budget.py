@@ -8,7 +8,7 @@ from prunus.errors import UserError
 from prunus.models import open_model
 from prunus.models.cut import axes_named, plan_cut
 from prunus.models.footprint import footprint
-from prunus.settings import ShrinkSettings
+from prunus.settings_shrink import ShrinkSettings
 from prunus.steps.shrink import shrink
 from prunus.steps.shrink_budget import mixes
 

@@ -5,7 +5,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from prunus.errors import UserError
-from prunus.settings import ShrinkSettings
+from prunus.settings_shrink import ShrinkSettings
 from prunus.steps.shrink_sizes import MULTIPLES, units_left
 
 

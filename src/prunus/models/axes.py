@@ -9,7 +9,6 @@ A unit is what goes or stays as a whole: a channel of the FFN, a KV group with i
 residual stream, an expert.
 """
 
-import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -17,11 +16,11 @@ from itertools import accumulate
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import PretrainedConfig
 
 from prunus.errors import UserError
+from prunus.models.configs import changed_config
 from prunus.models.scales import added_by_norms, embedding_scale
 from prunus.models.skeleton import build_skeleton, restore_buffers
 from prunus.models.trace import find_blocks, trace_model
@@ -112,17 +111,6 @@ def find_axes(config: PretrainedConfig, *, trust_remote_code: bool = False) -> t
         except (UserError, ValueError, RuntimeError):  # the architecture's own checks, or shapes that do not fit
             refused[probe.axis.name] = f"{config.model_type} has no such model with fewer"
     return axes, {name: reason for name, reason in refused.items() if name not in axes}
-
-
-def changed_config(config: PretrainedConfig, fields: dict[str, int]) -> PretrainedConfig:
-    """A copy of `config` with other values. Raises ValueError when the config's own checks refuse them."""
-    changed = copy.deepcopy(config)
-    for name, value in fields.items():
-        setattr(changed.get_text_config(decoder=True), name, value)
-    try:
-        return type(changed).from_dict(changed.to_dict())
-    except StrictDataclassError as error:
-        raise ValueError(str(error.__cause__ or error)) from error
 
 
 def shapes_of(config: PretrainedConfig, *, trust_remote_code: bool = False) -> dict[str, tuple[int, ...]]:

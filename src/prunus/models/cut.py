@@ -3,17 +3,16 @@
 Letters: U = units that stay, E = experts.
 """
 
-import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
 from prunus.errors import UserError
-from prunus.models.axes import Axis, changed_config, find_axes, shapes_of
+from prunus.models.axes import Axis, find_axes, shapes_of
+from prunus.models.configs import changed_config
 
 _REACH = 128  # how far from a size that the architecture refuses an allowed one is looked for
 _REFUSES = (UserError, ValueError, RuntimeError, ZeroDivisionError)  # what configs and models raise for bad sizes
@@ -126,18 +125,3 @@ def granularity(config: PretrainedConfig, axis: Axis, *, trust_remote_code: bool
     """The smallest number of units that the architecture can be without: Llama's width divides by its heads."""
     divisors = (n for n in range(1, axis.units) if axis.units % n == 0)
     return next((n for n in divisors if _takes(config, axis, axis.units - n, trust_remote_code)), axis.units)
-
-
-def edited_config(raw: dict[str, Any], config: PretrainedConfig, fields: dict[str, Any]) -> dict[str, Any]:
-    """The content of config.json with other values: everything else stays as its author wrote it.
-
-    `fields` go by transformers' names; a family that stores them under names of its own (GPT-2's n_inner) keeps those,
-    and they are set in the text model's part where the config has one.
-    """
-    edited = copy.deepcopy(raw)
-    text = config.get_text_config(decoder=True)
-    nested = [key for key in getattr(config, "sub_configs", {}) if getattr(config, key, None) is text and key in edited]
-    part = edited[nested[0]] if nested else edited
-    for name, value in fields.items():
-        part[text.attribute_map.get(name, name)] = value
-    return edited

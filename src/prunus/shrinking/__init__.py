@@ -5,12 +5,13 @@ To add a score: write one file with its formula, add one entry to the table, wri
 
 from prunus.shrinking.activation import activation
 from prunus.shrinking.flap import flap
+from prunus.shrinking.layer_scores import LAYER_SCORES, LayerScore
 from prunus.shrinking.magnitude import magnitude_l1, magnitude_l2
 from prunus.shrinking.second_order import remove_cheapest
 from prunus.shrinking.taylor import fisher, taylor
 from prunus.shrinking.units import Choice, Units, WidthScore, choose_units
 
-__all__ = ["WIDTH_SCORES", "Choice", "Units", "WidthScore", "choose_units"]
+__all__ = ["LAYER_SCORES", "WIDTH_SCORES", "Choice", "LayerScore", "Units", "WidthScore", "choose_units"]
 
 _TABLE = (
     WidthScore(

@@ -1,7 +1,7 @@
 """`prunus.shrink`: model directory in, a model of smaller shapes out, an ordinary checkpoint of its architecture.
 
 Several axes in one call are cut one kind after the other, each on the result of the one before: first what the whole
-model decides (hidden width, experts), last what each block can make up for by itself (KV groups, FFN channels).
+model decides (layers, hidden width, experts), last what each block can make up for by itself (KV groups, FFN channels).
 """
 
 import json
@@ -20,10 +20,12 @@ from prunus.machine_choice import choose_device, choose_dtype, parse_memory
 from prunus.models import StreamedModel
 from prunus.models.cut import Cut, axes_named
 from prunus.result import Run
-from prunus.settings import AXES, ShrinkSettings
+from prunus.settings_shrink import AXES, LayersSettings, ShrinkSettings
 from prunus.steps.block_job import BlockJob
 from prunus.steps.calibration_text import calibration_batch
 from prunus.steps.identity import identity
+from prunus.steps.layer_step import LayersStep
+from prunus.steps.remove_layers import LayerJob
 from prunus.steps.shrink_budget import Mix, choose_mix, mixes
 from prunus.steps.shrink_observed import ObservedStep
 from prunus.steps.shrink_shapes import planned_cut
@@ -96,6 +98,8 @@ class ShrinkCall:
         settings = self.settings
         if settings.budget:
             settings = with_mix(settings, mixes(model, settings)[0])
+        if settings.layers is not None:
+            LayersStep(settings.of_layers, self.checkpoint)
         for part in parts(settings):
             axes = axes_named(model.config, part.wishes, trust_remote_code=trust)
             kind_of(part).check(model, part, axes, self.max_memory)
@@ -104,23 +108,36 @@ class ShrinkCall:
     def run(self) -> Run:
         """Each part on the result of the one before. What lies between is removed once OUT is there."""
         between = Path(f"{self.place}.steps")
-        settings, chosen = self._resolved(between)
-        checkpoint, todo = self.checkpoint, parts(settings)
-        earlier: dict[str, Any] = {}
+        settings, mixes_seen = self._resolved(between)
+        of_layers = [] if settings.layers is None else [settings.of_layers]
+        todo: list[ShrinkSettings | LayersSettings] = [*of_layers, *parts(settings)]
+        checkpoint, said = self.checkpoint, {"request": self.request, **({"mixes": mixes_seen} if mixes_seen else {})}
         for number, part in enumerate(todo, start=1):
-            last = number == len(todo)
-            target = self.place if last else between / f"{number}-{next(iter(part.wishes))}"
+            target = self.place if number == len(todo) else between / f"{number}-{_name(part)}"
             output = OutputDirectory(target, checkpoint, identity(part))
             if not output.is_done:
-                step = kind_of(part)(part, _streamed(checkpoint, part))
-                step.request, step.earlier, step.max_memory = self.request, earlier, self.max_memory
-                step.mixes = chosen
                 with output:
-                    BlockJob(step.model, step, self.max_memory).run(output)
-            earlier = Run.open(target).last_step
+                    self._make(part, checkpoint, output, said)
             checkpoint = open_checkpoint(target, trust_remote_code=checkpoint.trust_remote_code)
+            done = Run.open(target).last_step
+            said |= {"axes": done["axes"], "before": done["before"]}
         shutil.rmtree(between, ignore_errors=True)
         return Run.open(self.place)
+
+    def _make(
+        self,
+        part: ShrinkSettings | LayersSettings,
+        checkpoint: Checkpoint,
+        output: OutputDirectory,
+        said: dict[str, Any],
+    ) -> None:
+        """`said` is what the record says of the whole call: the request, and the shapes before this part."""
+        if isinstance(part, LayersSettings):
+            LayerJob(LayersStep(part, checkpoint), output, self.max_memory, said).run()
+            return
+        step = kind_of(part)(part, _streamed(checkpoint, part))
+        step.of_call, step.max_memory = said, self.max_memory
+        BlockJob(step.model, step, self.max_memory).run(output)
 
     def _resolved(self, between: Path) -> tuple[ShrinkSettings, list[dict[str, Any]]]:
         """The settings with the mix that the budget leads to, and what it was chosen from; an earlier choice holds."""
@@ -136,6 +153,10 @@ class ShrinkCall:
                 between.mkdir(parents=True, exist_ok=True)
                 write_json(file, found)
         return with_mix(self.settings, found[0]["mix"]), found
+
+
+def _name(part: ShrinkSettings | LayersSettings) -> str:
+    return "layers" if isinstance(part, LayersSettings) else next(iter(part.wishes))
 
 
 def with_mix(settings: ShrinkSettings, mix: Mix) -> ShrinkSettings:

@@ -24,7 +24,7 @@ from prunus.models.cut import plan_cut
 from prunus.models.footprint import footprint
 from prunus.models.spec import BlockSpec, Group, Stage
 from prunus.progress import progress
-from prunus.settings import ShrinkSettings
+from prunus.settings_shrink import ShrinkSettings
 from prunus.shrinking import WIDTH_SCORES, Units, choose_units
 from prunus.sparsity import Statistics
 from prunus.steps.shrink_sizes import MOST_MOVED, MULTIPLES

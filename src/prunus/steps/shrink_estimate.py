@@ -7,11 +7,14 @@ from typing import Any
 
 from prunus.models import StreamedModel
 from prunus.models.axes import Axis
+from prunus.models.cut import Cut
+from prunus.settings_shrink import ShrinkSettings
 from prunus.steps.calibration_text import check_text
+from prunus.steps.layer_step import LayersStep
 from prunus.steps.memory_plan import plan_memory
 from prunus.steps.shrink import ShrinkCall, kind_of, parts, with_mix
 from prunus.steps.shrink_budget import mixes
-from prunus.steps.shrink_shapes import rounded, shape_facts
+from prunus.steps.shrink_shapes import rounded, shape_facts, weight_without_layers
 
 MIXES = "the mix will be the one of these that costs least on the calibration text (the table shows the first): {}."
 DONE = "{} already is the result of these settings: the run would return at once."
@@ -50,12 +53,13 @@ def estimate_shrink(
         choices = [MIXES.format("; ".join(map(str, mixes(streamed, sizes))))]
         sizes = with_mix(sizes, cuts[0].left)
     todo = parts(sizes)
-    needs = set().union(*(kind_of(part).needs_of(part) for part in todo))
+    needs = {"gram"} if sizes.layers is not None else set[str]()
+    needs = needs.union(*(kind_of(part).needs_of(part) for part in todo))
     plan = plan_memory(streamed, needs, call.settings, call.max_memory)
     if needs and not done:
         check_text(streamed, call.settings)
     return ShrinkEstimate(
-        **shape_facts(streamed, cuts, sizes),
+        **_shapes(call, streamed, cuts, sizes),
         groups=[_group(streamed, axis) for cut in cuts for axis in cut.axes.values()],
         memory_bytes=plan.memory_bytes,
         disk_bytes=plan.disk_bytes,
@@ -65,6 +69,22 @@ def estimate_shrink(
             *([DONE.format(call.place)] if done else []),
         ],
     )
+
+
+def _shapes(call: ShrinkCall, model: StreamedModel, cuts: list[Cut], sizes: ShrinkSettings) -> dict[str, Any]:
+    """The facts of all cuts; layers that go are not chosen yet, so those in front stand for them."""
+    facts = shape_facts(model, cuts, sizes) if cuts else {"axes": {}}
+    if sizes.layers is None:
+        return facts
+    step = LayersStep(sizes.of_layers, call.checkpoint)
+    budget = step.budget
+    kept = [layer for layer in range(budget.depth) if layer not in budget.removable[: budget.count]]
+    smaller = cuts[-1] if cuts else None
+    return {
+        "axes": {"layers": {"asked": sizes.layers, "before": budget.depth, "after": len(kept)}, **facts["axes"]},
+        "before": asdict(weight_without_layers(model, range(budget.depth), {})),
+        "after": asdict(weight_without_layers(model, kept, step.fields(kept), smaller)),
+    }
 
 
 def _group(model: StreamedModel, axis: Axis) -> dict[str, Any]:

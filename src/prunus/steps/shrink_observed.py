@@ -18,7 +18,7 @@ from prunus.models.axes import Axis
 from prunus.models.experts import fused_weights
 from prunus.models.spec import BlockSpec, Group, Stage
 from prunus.progress import progress
-from prunus.settings import ShrinkSettings
+from prunus.settings_shrink import ShrinkSettings
 from prunus.shrinking.expert_scores import EXPERT_SCORES, ExpertStatistics
 from prunus.shrinking.hidden_width import normalised_magnitude
 from prunus.sparsity import Statistics

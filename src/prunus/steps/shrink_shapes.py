@@ -1,7 +1,7 @@
 """What every step that changes shapes plans, says and records: sizes before and after, and the new config."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -9,9 +9,11 @@ from transformers import PretrainedConfig
 
 from prunus.checkpoint.directory import CONFIG_NAME
 from prunus.models import StreamedModel
-from prunus.models.cut import Cut, axes_named, edited_config, granularity, plan_cut
-from prunus.models.footprint import footprint
-from prunus.settings import ShrinkSettings
+from prunus.models.axes import shapes_of
+from prunus.models.configs import changed_config, edited_config
+from prunus.models.cut import Cut, axes_named, granularity, plan_cut
+from prunus.models.footprint import Footprint, footprint
+from prunus.settings_shrink import ShrinkSettings
 from prunus.steps.shrink_sizes import units_left
 
 
@@ -58,3 +60,14 @@ def shape_facts(model: StreamedModel, cuts: Sequence[Cut], settings: ShrinkSetti
         "before": asdict(footprint(model, cuts[0].before, model.config)),
         "after": asdict(footprint(model, cuts[-1].after, cuts[-1].config)),
     }
+
+
+def weight_without_layers(
+    model: StreamedModel, kept: Collection[int], fields: Mapping[str, Any], cut: Cut | None = None
+) -> Footprint:
+    """What the model weighs with these layers alone, after `cut` too; `fields` is what its config then says."""
+    gone = tuple(f"{block.name}." for layer, block in enumerate(model.spec.blocks) if layer not in kept)
+    config = cut.config if cut else model.config
+    shapes = cut.after if cut else shapes_of(config, trust_remote_code=model.checkpoint.trust_remote_code)
+    left = {name: shape for name, shape in shapes.items() if not gone or not name.startswith(gone)}
+    return footprint(model, left, changed_config(config, fields))

@@ -12,7 +12,7 @@ from prunus.calibration.block_pass import Propagate
 from prunus.models import StreamedModel
 from prunus.models.axes import Axis
 from prunus.models.cut import Cut
-from prunus.settings import ShrinkSettings
+from prunus.settings_shrink import ShrinkSettings
 from prunus.steps.shrink_shapes import new_config, planned_cut, rounded, shape_facts
 from prunus.text.batches import TokenBatch
 
@@ -35,9 +35,7 @@ class CutStep(ABC):
         self.notices = rounded(settings, self.cut)
         self.rows: list[dict[str, Any]] = []
         self.max_memory: int | None = None
-        self.mixes: list[dict[str, Any]] = []  # what a budget was chosen from
-        self.request = ""  # the fingerprint of the whole call that this step is a part of
-        self.earlier: Mapping[str, Any] = {}  # what the record says of the part before it
+        self.of_call: dict[str, Any] = {}  # what the record says of the whole call that this step is a part of
 
     @staticmethod
     @abstractmethod
@@ -81,10 +79,8 @@ class CutStep(ABC):
     def facts(self, rows: list[dict[str, Any]], num_zeros: int) -> dict[str, Any]:
         """Shapes before and after, all parts of the call so far taken together."""
         facts = shape_facts(self.model, [self.cut], self.settings)
-        if self.earlier.get("request") == self.request:
-            facts |= {"axes": self.earlier["axes"] | facts["axes"], "before": self.earlier["before"]}
-        mixes = {"mixes": self.mixes} if self.mixes else {}
-        return {"request": self.request, **facts, **mixes, "groups": rows}
+        axes = self.of_call.get("axes", {}) | facts["axes"]
+        return {**facts, **self.of_call, "axes": axes, "groups": rows}
 
 
 def to_hex(keep_U: Tensor) -> str:

@@ -8,7 +8,7 @@ from torch import Tensor
 from prunus.errors import UserError
 from prunus.models import StreamedModel
 from prunus.models.axes import Axis
-from prunus.settings import ShrinkSettings
+from prunus.settings_shrink import ShrinkSettings
 from prunus.shrinking import WIDTH_SCORES
 from prunus.steps.shrink_gradients import check_gradients, gate_gradients
 from prunus.steps.shrink_step import CutStep

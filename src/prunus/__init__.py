@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from prunus.steps.bench import bench
     from prunus.steps.evaluate import evaluate
     from prunus.steps.profile import profile
+    from prunus.steps.recover import recover
     from prunus.steps.report import report
     from prunus.steps.shrink import shrink
     from prunus.steps.sparsify import estimate, sparsify
@@ -29,6 +30,7 @@ _HOMES = {
     "estimate": "prunus.steps.sparsify",
     "evaluate": "prunus.steps.evaluate",
     "profile": "prunus.steps.profile",
+    "recover": "prunus.steps.recover",
     "report": "prunus.steps.report",
     "shrink": "prunus.steps.shrink",
     "sparsify": "prunus.steps.sparsify",
@@ -41,6 +43,7 @@ __all__ = [
     "estimate",
     "evaluate",
     "profile",
+    "recover",
     "report",
     "run",
     "shrink",

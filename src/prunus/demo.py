@@ -10,7 +10,6 @@ from typing import Any
 from rich.table import Table
 
 from prunus.checkpoint import read_record
-from prunus.cli_tables import show_continuations, show_profile
 from prunus.demo_model import fetch_demo_model
 from prunus.progress import console
 from prunus.result import Run
@@ -19,6 +18,7 @@ from prunus.steps.evaluate import evaluate
 from prunus.steps.profile import profile
 from prunus.steps.report import report
 from prunus.steps.sparsify import sparsify
+from prunus.terminal.tables import show_continuations, show_profile
 
 PROMPTS = ("The capital of France is", "To bake bread you need", "Python is a programming language that")
 CALIBRATION: dict[str, Any] = {"calibration": ("self",), "samples": 64, "length": 256}

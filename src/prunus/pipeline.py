@@ -1,7 +1,7 @@
 """The only place where steps are chained: each takes the directory the last one made; what is done is skipped.
 
 The last step that makes a model writes OUT itself, the ones before it `OUT.steps/1-sparsify`, `OUT.steps/2-...`.
-In a recipe, `against: dense` means the recipe's own model.
+In a recipe, `against: dense` and `teacher: dense` mean the recipe's own model.
 """
 
 from collections.abc import Iterator
@@ -24,6 +24,7 @@ from prunus.sparsity.methods import make_options
 from prunus.steps.bench import bench
 from prunus.steps.evaluate import evaluate
 from prunus.steps.plan import make_plan
+from prunus.steps.recover import recover
 from prunus.steps.report import report
 from prunus.steps.shrink import plan_cuts, shrink
 from prunus.steps.sparsify import sparsify
@@ -50,7 +51,7 @@ def run(
     given: list[dict[str, Any]] = []
     for step in recipe.steps:
         if step.verb in MAKES_A_MODEL:
-            result = _make(step, current, next(targets), max_memory, trust_remote_code)
+            result = _make(step, recipe.model, current, next(targets), max_memory, trust_remote_code)
             current = result.path
             given.append(result.summary())
         else:
@@ -74,7 +75,8 @@ def check_recipe(recipe: Recipe, out: Path, trust_remote_code: bool) -> None:
         if isinstance(step.settings, ShrinkSettings):
             cuts = plan_cuts(config, step.settings, trust_remote_code)
             config = cuts[-1].config if cuts else config
-        for text in getattr(step.settings, "calibration", ()) + getattr(step.settings, "text", ()):
+        texts = [text for key in ("calibration", "data", "text") for text in getattr(step.settings, key, ())]
+        for text in texts:
             check_exists(parse_source(text))
 
 
@@ -85,9 +87,11 @@ def _targets(recipe: Recipe, out: Path) -> Iterator[Path]:
     yield out
 
 
-def _make(step: Step, model: str | Path, target: Path, max_memory: str | int | None, trust: bool) -> Run:
+def _make(step: Step, dense: str, model: str | Path, target: Path, max_memory: str | int | None, trust: bool) -> Run:
     values = step.settings.model_dump(exclude_unset=True)
-    make = {"sparsify": sparsify, "shrink": shrink}[step.verb]
+    if values.get("teacher") == "dense":
+        values["teacher"] = dense
+    make = {"sparsify": sparsify, "shrink": shrink, "recover": recover}[step.verb]
     return make(model, target, max_memory=max_memory, trust_remote_code=trust, **values)
 
 

@@ -1,8 +1,9 @@
 """Progress lines with time left, on stderr, for everything that takes more than a moment."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -10,8 +11,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 console = Console(stderr=True)
 
 
+class Advance(Protocol):
+    """`advance(steps, note)`: so many steps further; the note stands behind the bar from then on."""
+
+    def __call__(self, steps: int, note: str = "") -> None: ...
+
+
 @contextmanager
-def progress(description: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
+def progress(description: str, total: int, done: int = 0) -> Iterator[Advance]:
     """Show one progress bar while the body runs; yields `advance(steps)`.
 
     Silent when stderr is not a terminal, so logs stay readable and tests quiet.
@@ -23,12 +30,14 @@ def progress(description: str, total: int, done: int = 0) -> Iterator[Callable[[
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task(description, total=total, completed=done)
+        task = bar.add_task(description, total=total, completed=done, note="")
 
-        def advance(steps: int) -> None:
+        def advance(steps: int, note: str = "") -> None:
             bar.advance(task, steps)
+            bar.update(task, note=note)
 
         yield advance
 

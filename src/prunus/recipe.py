@@ -4,6 +4,7 @@ version: 1
 model: org/model
 steps:
   - sparsify: {method: admm, pattern: "2:4"}
+  - recover: {teacher: dense, data: [train.txt], tokens: 2M}
   - evaluate: {text: [wiki.txt], against: dense}
   - bench: {against: dense}
   - report: {}
@@ -19,6 +20,7 @@ from prunus.errors import UserError
 from prunus.settings import (
     BenchSettings,
     EvaluateSettings,
+    RecoverSettings,
     ReportSettings,
     Settings,
     SparsifySettings,
@@ -28,11 +30,12 @@ from prunus.settings_shrink import ShrinkSettings
 STEPS: dict[str, type[Settings]] = {
     "sparsify": SparsifySettings,
     "shrink": ShrinkSettings,
+    "recover": RecoverSettings,
     "evaluate": EvaluateSettings,
     "bench": BenchSettings,
     "report": ReportSettings,
 }
-MAKES_A_MODEL = {"sparsify", "shrink"}
+MAKES_A_MODEL = {"sparsify", "shrink", "recover"}
 KEYS = {"version", "model", "steps"}
 VERSION = 1
 

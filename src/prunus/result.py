@@ -6,6 +6,24 @@ from typing import Any
 
 from prunus.checkpoint import read_record
 
+# What a step's record may have, in the order in which it is told.
+BRIEF = (
+    "sparsity",
+    "allocation",
+    "axes",
+    "before",
+    "after",
+    "method",
+    "tokens",
+    "tokens_per_second",
+    "held_out_before",
+    "held_out_after",
+    "best_step",
+    "stopped",
+    "seconds",
+    "peak_memory_bytes",
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -31,12 +49,7 @@ class Run:
         return cls(path, record, reused)
 
     def summary(self) -> dict[str, Any]:
-        """The JSON object that ends the command's output."""
+        """The JSON object that ends the command's output: what the last step says of itself, in brief."""
         step = self.last_step
-        kept = ("sparsity", "allocation", "axes", "before", "after", "seconds", "peak_memory_bytes")
-        return {
-            "step": step["step"],
-            "out": str(self.path),
-            "reused": self.reused,
-            **{key: step[key] for key in kept if key in step},
-        }
+        told = {name: step[name] for name in BRIEF if name in step}
+        return {"step": step["step"], "out": str(self.path), "reused": self.reused, **told}

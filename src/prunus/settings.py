@@ -3,6 +3,7 @@
 Unknown keys are refused. What a step records as its settings is exactly what stands here.
 """
 
+import re
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -92,6 +93,88 @@ class SparsifySettings(CalibratedSettings):
             raise UserError(
                 f"allocation {self.allocation!r} decides the sparsity of every matrix itself: it takes an unstructured "
                 f"pattern and no overrides; {self.pattern!r} with {len(self.overrides)} overrides was given."
+            )
+        return self
+
+
+LOSSES = ("ce", "logits", "hidden")
+COUNT_UNITS = {"": 1, "k": 1_000, "m": 1_000_000, "b": 1_000_000_000}
+LEARNING_RATES = {"full": 2e-4, "lora": 2e-3, "block-wise": 5e-4}
+
+
+class RecoverSettings(Settings):
+    """What decides the content of a recovered model."""
+
+    teacher: str | None = None
+    data: tuple[str, ...] = ()
+    tokens: int = Field(2_000_000, ge=1)
+    method: Literal["full", "lora", "block-wise"] = "full"
+    loss: tuple[str, ...] = ("logits",)
+    temperature: float = Field(1.0, gt=0)
+    top_k: int | None = Field(None, ge=1)
+    teacher_blocks: tuple[int, ...] = ()
+    lr: float | None = Field(None, gt=0)
+    warm_up: float = Field(0.05, ge=0, lt=1)
+    weight_decay: float = Field(0.0, ge=0)
+    clip: float = Field(1.0, gt=0)
+    batch_tokens: int = Field(8192, ge=2)
+    micro_batch: int = Field(1, ge=1)
+    length: int = Field(1024, ge=2)
+    held_out: int = Field(16, ge=1)
+    evaluate_every: int | None = Field(None, ge=1)
+    patience: int = Field(3, ge=0)
+    keep_zeros: str = "auto"
+    lora_rank: int = Field(32, ge=1)
+    lora_alpha: float = Field(32.0, gt=0)
+    gradient_checkpointing: bool = False
+    seed: int = Field(0, ge=0)
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    device: str = "auto"
+
+    @property
+    def losses(self) -> dict[str, float]:
+        """Each loss with its weight: "hidden=0.5" weighs half."""
+        return {name: float(weight or 1) for name, _, weight in (text.partition("=") for text in self.loss)}
+
+    @property
+    def learning_rate(self) -> float:
+        return self.lr if self.lr is not None else LEARNING_RATES[self.method]
+
+    @property
+    def samples_teacher(self) -> bool:
+        """Whether the teacher's own samples are among the text."""
+        return any(source.partition("=")[0] == "self" for source in self.data)
+
+    @field_validator("tokens", "batch_tokens", mode="before")
+    @classmethod
+    def _readable_count(cls, value: object) -> object:
+        match = re.fullmatch(r"\s*([\d.]+)\s*([kmb]?)\s*", value.lower()) if isinstance(value, str) else None
+        return round(float(match[1]) * COUNT_UNITS[match[2]]) if match else value
+
+    @field_validator("loss")
+    @classmethod
+    def _known_losses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        names = [text.partition("=")[0] for text in value]
+        weights = [text.partition("=")[2] for text in value]
+        if not value or set(names) - set(LOSSES) or len(set(names)) < len(names):
+            raise UserError(f"loss={','.join(value)!r}; give one or several of {', '.join(LOSSES)}, each once.")
+        if any(weight and not re.fullmatch(r"\d*\.?\d+(e-?\d+)?", weight) for weight in weights):
+            raise UserError(f"loss={','.join(value)!r}: a weight is a number above 0, as in hidden=0.5.")
+        return value
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if not self.data:
+            raise UserError("no text to train on: give --data PATH | hf:NAME:split:column | self | builtin.")
+        if self.top_k is not None and ("logits" not in self.losses or "hidden" in self.losses):
+            raise UserError(
+                f"top_k={self.top_k} keeps the teacher's likeliest tokens on disk: it takes loss logits, and not "
+                f"hidden; {','.join(self.loss)} was given."
+            )
+        if self.method == "block-wise" and set(self.losses) != {"hidden"}:
+            raise UserError(
+                f"method 'block-wise' learns the teacher's hidden states: it takes --loss hidden; "
+                f"{','.join(self.loss)} was given."
             )
         return self
 

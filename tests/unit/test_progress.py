@@ -14,9 +14,9 @@ def bars(monkeypatch):
     shown: list[list] = []
     add, advance = Progress.add_task, Progress.advance
 
-    def add_task(self, description, total, completed):
+    def add_task(self, description, total, completed, **fields):
         shown.append([description, total, completed])
-        return add(self, description, total=total, completed=completed)
+        return add(self, description, total=total, completed=completed, **fields)
 
     def advance_task(self, task, steps):
         shown[-1][2] += steps

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from prunus.errors import UserError
 from prunus.text import TextSource, calibration_tokens, evaluation_windows, parse_source, self_generator
-from prunus.text.batches import _shares
+from prunus.text.batches import shares
 from prunus.text.self_generated import FIRST_TEMPERATURE, sample_tokens, temperature
 from prunus.text.sources import read_text, text_sha256
 
@@ -191,7 +191,7 @@ def test_self_without_a_model_is_refused(tiny_tokenizer: Any) -> None:
 
 @given(weights=st.lists(st.floats(0.1, 10), min_size=1, max_size=6), samples=st.integers(700, 2000))
 def test_shares_add_up_and_stay_within_one_of_exact(weights: list[float], samples: int) -> None:
-    counts = _shares([TextSource("file", "x", weight) for weight in weights], samples)
+    counts = shares([TextSource("file", "x", weight) for weight in weights], samples)
     assert sum(counts) == samples
     for count, weight in zip(counts, weights, strict=True):
         assert abs(count - samples * weight / sum(weights)) < 1

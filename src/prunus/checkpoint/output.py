@@ -27,6 +27,7 @@ from prunus.errors import UserError
 
 PROGRESS_NAME = "progress.json"
 LOCK_NAME = "lock"
+TRAINING = "training"  # files of this prefix are what an interrupted training goes on from
 
 
 def fingerprint(settings: dict[str, Any], source: Checkpoint) -> str:
@@ -119,13 +120,8 @@ class OutputDirectory:
 
     def write_shard(self, name: str, tensors: dict[str, Tensor]) -> None:
         """Write one weight file: complete or absent."""
-        file = self.partial / name
-        temporary = file.with_name(name + ".tmp")
         with full_disk_is_an_error(self.out):
-            save_file({k: t.contiguous().cpu() for k, t in tensors.items()}, temporary, metadata={"format": "pt"})
-            with temporary.open("rb") as stream:
-                os.fsync(stream.fileno())
-            temporary.replace(file)
+            write_tensors(self.partial / name, tensors)
         self.files |= dict.fromkeys(tensors, name)
 
     def finish(self, record: dict[str, Any], config: dict[str, Any] | None = None) -> None:
@@ -146,12 +142,22 @@ class OutputDirectory:
 
     def _clean(self) -> None:
         """Drop what only a resume needs. After the rename, so that an interruption at any point loses nothing."""
-        waiting = [*self.out.glob("hidden-*"), *self.out.glob("prunus-waiting-*")]
+        patterns = ("hidden-*", "prunus-waiting-*", f"{TRAINING}-*")
+        waiting = [file for pattern in patterns for file in self.out.glob(pattern)]
         for file in [*waiting, self.out / PROGRESS_NAME, self.out / LOCK_NAME]:
             file.unlink(missing_ok=True)
         with suppress(OSError):  # there is none, or somebody's search is not through
             trials_of(self.out).rmdir()
         self._drop_partial()
+
+
+def write_tensors(file: Path, tensors: dict[str, Tensor]) -> None:
+    """Write one safetensors file: complete or absent."""
+    temporary = file.with_name(file.name + ".tmp")
+    save_file({k: t.contiguous().cpu() for k, t in tensors.items()}, temporary, metadata={"format": "pt"})
+    with temporary.open("rb") as stream:
+        os.fsync(stream.fileno())
+    temporary.replace(file)
 
 
 def trials_of(out: Path) -> Path:

@@ -102,7 +102,7 @@ def _range(axis: Axis, values: Sequence[float]) -> list[float]:
 
 def _sparse_line(run: Run) -> str:
     """One line for each method and kind of pattern: unstructured zeros, each N:M, each size of tile."""
-    method = str(run.setting("method") or "method not recorded")
+    method = str(run.method or "method not recorded")
     pattern = str(run.setting("pattern") or "")
     if "x" in pattern:
         method = f"{method}, tiles {pattern.partition(':')[0]}"

@@ -18,6 +18,7 @@ from prunus.reporting.benchmark_figures import benchmark_figures
 from prunus.reporting.comparison_figures import comparison_figures
 from prunus.reporting.figures import Figure, finite, matrix_figures, sensitivity_figures
 from prunus.reporting.record import Run, read_runs
+from prunus.reporting.recovery_figures import recovery_figures
 from prunus.reporting.shape_figures import shape_figures
 from prunus.reporting.shapes import group_rows, shape_rows
 from prunus.reporting.verdict import Card, benchmark_conditions, verdict
@@ -45,6 +46,7 @@ class Section:
     groups: tables.Rows
     matrix_figures: list[Figure]
     sensitivity_figures: list[Figure]
+    recovery_figures: list[Figure]
     matrices: tables.Rows
     evaluations: list[tables.Evaluation]
     continuations: list[tables.Evaluation]
@@ -96,6 +98,7 @@ def _section(run: Run) -> Section:
         groups=group_rows(run),
         matrix_figures=matrix_figures(run),
         sensitivity_figures=sensitivity_figures(run),
+        recovery_figures=recovery_figures(run),
         matrices=tables.matrices(run),
         evaluations=tables.evaluations(run),
         continuations=tables.continuations(run),

@@ -88,8 +88,8 @@ class Run:
 
     @property
     def allocation(self) -> Any:
-        """What the last step says of its allocation: a name, or what was asked, used and measured."""
-        return self.history[-1].get("allocation") if self.history else None
+        """What the last step that has one says of its allocation: a name, or what was asked, used and measured."""
+        return next((step["allocation"] for step in reversed(self.history) if "allocation" in step), None)
 
     @property
     def perplexity(self) -> dict[str, Any]:
@@ -111,8 +111,16 @@ class Run:
         return value
 
     def setting(self, name: str) -> Any:
-        """A setting of the last step that has it, or None."""
-        return self._after_last_step("settings", name)
+        """A setting of the last step that pruned and has it, or None."""
+        pruned = [(step.get("settings") or {}).get(name) for step in self.history if step.get("step") != "recover"]
+        return next((value for value in reversed(pruned) if value is not None), None)
+
+    @property
+    def method(self) -> str | None:
+        """How the model was pruned, and whether it was trained since."""
+        name = self.setting("method")
+        trained = bool(self.history) and self.history[-1].get("step") == "recover"
+        return f"{name or 'pruned'} + recovery" if trained else name
 
     def _after_last_step(self, part: str, field: str) -> Any:
         values = [(step.get(part) or {}).get(field) for step in self.history]

@@ -23,6 +23,8 @@ METRICS = {
 # What a step says of itself after "auto" was decided; it stands in place of the setting.
 RESOLVED = ("dtype", "device", "calibration", "allocation", "parameters")
 SHAPES = ("request", "axes", "before", "after", "groups")  # of a step that shrinks; `shapes.py` says them in words
+# Of a step that trained: drawn above, or a row for each matrix
+SERIES = ("curve", "evaluations", "blocks", "zeros")
 COMPARING = ("kl", "top1_agreement")
 PARTS = ("prompt", "dense", "sparse")
 ERROR = "_standard_error"
@@ -170,7 +172,7 @@ def steps(run: Run) -> list[Step]:
 
 def _step(run: Run, step: dict[str, Any]) -> Step:
     source = {f"input {name}": value for name, value in (step.get("input") or {}).items()}
-    shown_elsewhere = ("step", "settings", "input", "environment", "matrices", "sensitivity", *SHAPES)
+    shown_elsewhere = ("step", "settings", "input", "environment", "matrices", "sensitivity", *SHAPES, *SERIES)
     shrunk = step_in_words(run, step) if step in run.shrink_steps else {}
     rest = {name: value for name, value in step.items() if name not in shown_elsewhere}
     return Step(
@@ -193,7 +195,7 @@ def _run(run: Run) -> list[str]:
     times = [step["seconds"] for step in run.history if step.get("seconds") is not None]
     return [
         run.name,
-        text.plain(run.setting("method")),
+        text.plain(run.method),
         text.plain(run.setting("pattern")),
         text.fixed(run.sparsity, 3) if run.sparsity is not None or not changed else "-",
         text.fixed(changed.parameters_left, 3) if changed else "-",

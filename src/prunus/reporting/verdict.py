@@ -56,7 +56,7 @@ def _cut(run: Run) -> Card:
     meaning = f"{meaning}. {text.allocation(run.allocation)}".strip()
     if run.history[-1] in run.shrink_steps:
         meaning += " Zeros were not counted again after the model was shrunk."
-    method, pattern = run.setting("method"), run.setting("pattern")
+    method, pattern = run.method, run.setting("pattern")
     conditions = ", ".join(f"{name} {value}" for name, value in (("method", method), ("pattern", pattern)) if value)
     return Card("Sparsity", f"{run.sparsity:.3f}", meaning, conditions)
 

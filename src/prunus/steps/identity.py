@@ -20,9 +20,9 @@ def identity(settings: Settings) -> dict[str, Any]:
     values = settings.model_dump(mode="json")
     if isinstance(settings, SparsifySettings):
         values["options"] = asdict(make_options(METHODS[settings.method].options, settings.options))
-    named = [source for key in ("calibration", "text") for source in values.get(key) or ()]
+    named = [source for key in ("calibration", "data", "text") for source in values.get(key) or ()]
     files = [Path(source.spec) for text in named if (source := parse_source(text)).kind == "file"]
-    files += [Path(values["choices"])] if values.get("choices") else []
+    files += [Path(values[key]) for key in ("choices", "keep_zeros") if values.get(key)]
     return {**values, "files": {str(file): _sha256(file) for file in files if file.is_file()}}
 
 

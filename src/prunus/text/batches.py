@@ -52,15 +52,15 @@ def calibration_tokens(
     Windows are drawn without replacement by a seeded generator; the same arguments give the same tokens.
     `generate` serves the source `self`. UserError when a source holds too little text or its share is no window at all.
     """
-    _check_length(length, max_length)
+    check_length(length, max_length)
     if samples < 1:
         raise UserError(f"samples={samples}: calibration needs at least 1 window.")
     parts, description = [], []
-    for index, (source, count) in enumerate(zip(sources, _shares(sources, samples), strict=True)):
+    for index, (source, count) in enumerate(zip(sources, shares(sources, samples), strict=True)):
         tokens_NT, facts = _draw(source, tokenizer, count, length, (seed, index), generate)
         parts.append(tokens_NT)
         description.append({"source": str(source), "weight": source.weight, **facts, "windows": count})
-    return _batch(torch.cat(parts), description)
+    return whole_windows(torch.cat(parts), description)
 
 
 def evaluation_windows(
@@ -71,31 +71,33 @@ def evaluation_windows(
     The description also carries `scored_bytes`, for bits per byte: the UTF-8 bytes behind all tokens that a model
     predicts (each window's first token is given); None when the tokenizer does not say where its tokens lie.
     """
-    _check_length(length, max_length)
+    check_length(length, max_length)
     if source.kind == "self":
         raise UserError("A model cannot be evaluated on its own samples: give a text file, hf:... or builtin.")
     limit = None if windows is None else windows * length * _CHARACTERS_PER_TOKEN * _HUB_SURPLUS
     text = read_text(source, tokenizer, max_characters=limit)
-    ids, spans = _tokenise(text, tokenizer)
+    ids, spans = tokenise(text, tokenizer)
     wanted = max(len(ids) // length, 1) if windows is None else windows
-    tokens_NT = _cut(ids, source, wanted, length)[:wanted]
+    tokens_NT = cut(ids, source, wanted, length)[:wanted]
     facts = {"sha256": text_sha256(text), "tokens": len(ids), "windows": wanted}
     bytes_scored = None if spans is None else sum(_window_bytes(text, spans, n, length) for n in range(wanted))
-    return _batch(tokens_NT, [{"source": str(source), **facts, "scored_bytes": bytes_scored}])
+    return whole_windows(tokens_NT, [{"source": str(source), **facts, "scored_bytes": bytes_scored}])
 
 
-def _batch(tokens_NT: Tensor, description: list[dict[str, Any]]) -> TokenBatch:
+def whole_windows(tokens_NT: Tensor, description: list[dict[str, Any]]) -> TokenBatch:
+    """A batch without padding."""
     return TokenBatch(tokens_NT, torch.ones_like(tokens_NT, dtype=torch.bool), description)
 
 
-def _check_length(length: int, max_length: int | None) -> None:
+def check_length(length: int, max_length: int | None) -> None:
+    """Raise UserError for a window that no model, or not this one, can take."""
     if length < 2:
         raise UserError(f"length={length}: a window needs at least 2 tokens.")
     if max_length is not None and length > max_length:
         raise UserError(f"length={length} is over the model's maximum of {max_length}: ask for at most {max_length}.")
 
 
-def _shares(sources: Sequence[TextSource], samples: int) -> list[int]:
+def shares(sources: Sequence[TextSource], samples: int) -> list[int]:
     """Split `samples` by weight with exact counts (largest remainder; ties go to the earlier source)."""
     if not sources:
         raise UserError("No calibration text was given: name at least one source.")
@@ -124,20 +126,20 @@ def _draw(
         return tokens_NT, {"sha256": text_sha256(str(tokens_NT.tolist())), "tokens": tokens_NT.numel()}
     limit = count * length * _CHARACTERS_PER_TOKEN * _HUB_SURPLUS
     text = read_text(source, tokenizer, max_characters=limit)
-    ids, _ = _tokenise(text, tokenizer)
-    windows_NT = _cut(ids, source, count, length)
+    ids, _ = tokenise(text, tokenizer)
+    windows_NT = cut(ids, source, count, length)
     chosen = np.random.default_rng(seed).choice(len(windows_NT), size=count, replace=False)
     return windows_NT[torch.from_numpy(chosen)], {"sha256": text_sha256(text), "tokens": len(ids)}
 
 
-def _tokenise(text: str, tokenizer: Any) -> tuple[list[int], list[tuple[int, int]] | None]:
+def tokenise(text: str, tokenizer: Any) -> tuple[list[int], list[tuple[int, int]] | None]:
     """Return token ids and, where a fast tokenizer knows them, the characters (start, end) behind each."""
     fast = bool(getattr(tokenizer, "is_fast", False))
     encoded = tokenizer(text, return_offsets_mapping=fast, return_attention_mask=False, verbose=False)
     return encoded["input_ids"], encoded["offset_mapping"] if fast else None
 
 
-def _cut(ids: list[int], source: TextSource, wanted: int, length: int) -> Tensor:
+def cut(ids: list[int], source: TextSource, wanted: int, length: int) -> Tensor:
     """Return all whole windows (N, length) of `ids`; UserError when fewer than `wanted` fit."""
     available = len(ids) // length
     if available < wanted:

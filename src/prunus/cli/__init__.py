@@ -1,17 +1,17 @@
 """The command line: one thin verb per step. Human output on stderr; the last line on stdout is one JSON object."""
 
-import json
 import sys
 import traceback
-from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from prunus import __version__
-from prunus import cli_options as opt
-from prunus.cli_shrink import shrink
+from prunus.cli import options as opt
+from prunus.cli.recover import recover
+from prunus.cli.shrink import shrink
+from prunus.cli.sparsify import sparsify
 from prunus.errors import UserError
 
 app = typer.Typer(
@@ -24,77 +24,11 @@ app = typer.Typer(
 )
 
 INTERRUPTED = 130
-GO_ON = ("sparsify", "shrink", "run", "demo")  # what these verbs have finished stays finished when they are interrupted
+GO_ON = ("sparsify", "shrink", "recover", "run", "demo")  # what these verbs have finished stays finished
 
 
-def _emit(result: Any) -> None:
-    """The machine-readable end of every command."""
-    print(json.dumps(result, default=str, allow_nan=False), flush=True)
-
-
-@app.command()
-def sparsify(
-    model: opt.Model,
-    out: opt.Out,
-    method: Annotated[str, typer.Option(help="See `prunus methods`.")] = "admm",
-    pattern: opt.Pattern = "0.5",
-    override: Annotated[list[str] | None, typer.Option(help="GLOB=PATTERN or GLOB=dense; repeatable.")] = None,
-    protect: Annotated[list[str] | None, typer.Option(help="GLOB of matrices left dense; repeatable.")] = None,
-    option: Annotated[list[str] | None, typer.Option(help="KEY=VALUE setting of the method; repeatable.")] = None,
-    head: Annotated[bool, typer.Option("--head", help="Prune the output head too (not when tied).")] = False,
-    polish: Annotated[bool, typer.Option(help="ADMM: refit the kept weights by conjugate gradients.")] = True,
-    allocation: opt.Allocation = "uniform",
-    calibration: opt.Calibration = None,
-    samples: Annotated[int, typer.Option(help="Calibration sequences.")] = 128,
-    length: Annotated[int, typer.Option(help="Tokens per calibration sequence.")] = 2048,
-    propagate: opt.Propagate = "sparse",
-    seed: opt.Seed = 0,
-    dtype: opt.Dtype = "auto",
-    device: opt.Device = "auto",
-    max_memory: opt.Memory = None,
-    dry_run: opt.DryRun = False,
-    trust_remote_code: opt.Trust = False,
-) -> None:
-    """Write a copy of MODEL with zeros in it. Interrupted, the same command goes on where it stopped.
-
-    Example: `prunus sparsify org/model out --method admm --pattern 2:4 --calibration wiki.txt=2 --calibration self`
-    """
-    from prunus.cli_tables import show_estimate, show_sparsified
-    from prunus.steps.dry_run import dry_run as rehearse
-    from prunus.steps.sparsify import sparsify as step
-
-    settings: dict[str, Any] = {
-        "method": method,
-        "pattern": pattern,
-        "overrides": opt.pairs(override, "--override"),
-        "protect": tuple(protect or ()),
-        "options": opt.method_options(method, opt.pairs(option, "--option"), polish),
-        "head": head,
-        "allocation": allocation,
-        "calibration": tuple(calibration or ("self",)),
-        "samples": samples,
-        "length": length,
-        "propagate": propagate,
-        "seed": seed,
-        "dtype": dtype,
-        "device": device,
-        "max_memory": max_memory,
-        "trust_remote_code": trust_remote_code,
-    }
-    if dry_run:
-        expected, remarks = rehearse(model, out, **settings)
-        show_estimate(expected, remarks)
-        _emit({**expected.summary(), "remarks": remarks})
-    else:
-        run = step(model, out, **settings)
-        show_sparsified(run)
-        _emit(run.summary())
-
-
-@app.command("shrink", help=shrink.__doc__)
-@wraps(shrink)
-def _shrink(*arguments: Any, **options: Any) -> None:
-    _emit(shrink(*arguments, **options))
+for verb in (sparsify, shrink, recover):
+    app.command()(verb)
 
 
 @app.command()
@@ -117,8 +51,8 @@ def evaluate(
 
     Example: `prunus evaluate out --against org/model --text wiki.test.txt --length 2048 --windows 32`
     """
-    from prunus.cli_tables import show_evaluations
     from prunus.steps.evaluate import evaluate as step
+    from prunus.terminal.tables import show_evaluations
 
     results = step(
         model,
@@ -136,7 +70,7 @@ def evaluate(
         trust_remote_code=trust_remote_code,
     )
     show_evaluations(results)
-    _emit({"step": "evaluate", "model": model, "results": results})
+    opt.emit({"step": "evaluate", "model": model, "results": results})
 
 
 @app.command()
@@ -155,8 +89,8 @@ def bench(
 
     Example: `prunus bench out --against org/model --prompt-tokens 512 --new-tokens 128`
     """
-    from prunus.cli_tables import show_bench
     from prunus.steps.bench import bench as step
+    from prunus.terminal.tables import show_bench
 
     result = step(
         model,
@@ -170,7 +104,7 @@ def bench(
         trust_remote_code=trust_remote_code,
     )
     show_bench(result)
-    _emit({"step": "bench", "model": model, **result})
+    opt.emit({"step": "bench", "model": model, **result})
 
 
 @app.command()
@@ -191,8 +125,8 @@ def profile(
 
     Example: `prunus profile org/model --sensitivity --pattern 2:4 --into out`
     """
-    from prunus.cli_tables import show_profile
     from prunus.steps.profile import profile as step
+    from prunus.terminal.tables import show_profile
 
     result = step(
         model,
@@ -208,7 +142,7 @@ def profile(
         trust_remote_code=trust_remote_code,
     )
     show_profile(result)
-    _emit({"step": "profile", **result})
+    opt.emit({"step": "profile", **result})
 
 
 @app.command()
@@ -222,7 +156,7 @@ def report(
     """
     from prunus.steps.report import report as step
 
-    _emit({"step": "report", "output": str(step(runs, output))})
+    opt.emit({"step": "report", "output": str(step(runs, output))})
 
 
 @app.command()
@@ -236,12 +170,12 @@ def run(
 
     Example: `prunus run recipes/one-shot.yaml out`
     """
-    from prunus.cli_tables import show_steps
     from prunus.pipeline import run as chain
+    from prunus.terminal.tables import show_steps
 
     result = chain(recipe, out, max_memory=max_memory, trust_remote_code=trust_remote_code)
     show_steps(result)
-    _emit({**result.summary(), "step": "run", "steps": result.steps})
+    opt.emit({**result.summary(), "step": "run", "steps": result.steps})
 
 
 @app.command()
@@ -254,34 +188,34 @@ def demo(
     """
     from prunus.demo import run_demo
 
-    _emit(run_demo(out))
+    opt.emit(run_demo(out))
 
 
 @app.command()
 def methods() -> None:
     """List the pruning methods and scores: paper, needs, cost, when to use. Example: `prunus methods`."""
-    from prunus.cli_tables import method_rows, score_rows, show_methods, show_scores
+    from prunus.terminal.tables import method_rows, score_rows, show_methods, show_scores
 
     show_methods()
     show_scores()
-    _emit({"methods": method_rows(), "scores": score_rows()})
+    opt.emit({"methods": method_rows(), "scores": score_rows()})
 
 
 @app.command()
 def models() -> None:
     """List the model families and how each is tested. Example: `prunus models`."""
-    from prunus.cli_tables import TESTS_OF_FAMILIES, show_models
     from prunus.models.families import FAMILIES
+    from prunus.terminal.tables import TESTS_OF_FAMILIES, show_models
 
     show_models()
     rows = [{"family": f.family, "name": f.name, "shape": f.shape} for f in FAMILIES]
-    _emit({"models": rows, "tested": TESTS_OF_FAMILIES})
+    opt.emit({"models": rows, "tested": TESTS_OF_FAMILIES})
 
 
 @app.command()
 def version() -> None:
     """Print the version. Example: `prunus version`."""
-    _emit({"prunus": __version__})
+    opt.emit({"prunus": __version__})
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from prunus import cli_options as opt
+from prunus.cli import options as opt
 from prunus.errors import UserError
 
 Size = Annotated[str | None, typer.Option(help="What stays: a ratio (0.75) or a size (1152).")]
@@ -48,16 +48,16 @@ def shrink(
     max_memory: opt.Memory = None,
     dry_run: opt.DryRun = False,
     trust_remote_code: opt.Trust = False,
-) -> dict[str, Any]:
+) -> None:
     """Write a smaller copy of MODEL: fewer layers, channels, heads, dimensions or experts, an ordinary checkpoint.
 
     `prunus profile MODEL` lists the axes of a model. Interrupted, the same command goes on where it stopped.
 
     Example: `prunus shrink org/model out --ffn 0.75 --kv-groups 2 --calibration wiki.txt`
     """
-    from prunus.cli_shrink_tables import show_shrink_estimate, show_shrunk
     from prunus.steps.shrink import shrink as step
     from prunus.steps.shrink_estimate import estimate_shrink
+    from prunus.terminal.shapes import show_shrink_estimate, show_shrunk
 
     sizes = {
         "layers": layers,
@@ -94,10 +94,11 @@ def shrink(
     if dry_run:
         expected = estimate_shrink(model, out, **settings)
         show_shrink_estimate(expected)
-        return expected.summary()
-    run = step(model, out, **settings)
-    show_shrunk(run)
-    return run.summary()
+        opt.emit(expected.summary())
+    else:
+        run = step(model, out, **settings)
+        show_shrunk(run)
+        opt.emit(run.summary())
 
 
 def _size(axis: str, text: str) -> int | float:

@@ -1,5 +1,6 @@
 """What people read: tables on stderr. The figures are the same as in the JSON on stdout."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,26 @@ def show_sparsified(run: Run) -> None:
         console.print(allocation(step["allocation"]), markup=False, highlight=False, soft_wrap=True)
 
 
+def show_recovered(run: Run) -> None:
+    step = run.last_step
+    before, after = step["held_out_before"], step["held_out_after"]
+    table = _table(f"{run.path}", "on held-out text", "before", "after")
+    if "kl" in after:
+        table.add_row("KL to the teacher, nats per token", f"{before['kl']:.4f}", f"{after['kl']:.4f}")
+    table.add_row("perplexity", *(f"{math.exp(min(side['nll'], 700)):.3f}" for side in (before, after)))
+    console.print(table)
+    zeros = sum(row["after"] for row in step["zeros"])
+    console.print(
+        f"{'already done: ' if run.reused else ''}{step['tokens']:,} tokens in {step['steps']} steps, "
+        f"{step['tokens_per_second']:.0f} tokens/s, {step['seconds']:.0f} s, peak "
+        f"{step['peak_memory_bytes'] / 2**30:.2f} GiB, {step['method']}, {step['dtype']}; {zeros:,} zeros in "
+        f"{len(step['zeros'])} pruned matrices, none came back.",
+        markup=False,
+    )
+    if step.get("stopped"):
+        console.print(f"note: stopped early, {step['stopped']}; the weights are those of step {step['best_step']}.")
+
+
 def show_estimate(estimate: Estimate, remarks: list[str]) -> None:
     table = _table("Dry run: nothing was touched", "projection", "pattern", "shape", "matrices", "zeros")
     for row in estimate.by_projection:
@@ -144,7 +165,8 @@ def show_steps(run: Run) -> None:
         elif step["step"] == "report":
             console.print(f"report: {step['output']}", markup=False, soft_wrap=True)
         else:
-            show_sparsified(Run.open(Path(step["out"]), reused=step["reused"]))
+            show = show_recovered if step["step"] == "recover" else show_sparsified
+            show(Run.open(Path(step["out"]), reused=step["reused"]))
 
 
 def show_evaluations(results: list[dict[str, Any]]) -> None:

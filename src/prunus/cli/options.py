@@ -1,5 +1,6 @@
 """What several verbs of the command line take, and how what was typed is read."""
 
+import json
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,6 +32,11 @@ Page = Annotated[
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Check all that the run would, say what it takes, and write nothing.")
 ]
+
+
+def emit(result: Any) -> None:
+    """The machine-readable end of every command."""
+    print(json.dumps(result, default=str, allow_nan=False), flush=True)
 
 
 def split(values: list[str] | None) -> list[str]:

@@ -1,0 +1,1 @@
+"""What people read on the terminal; the figures are those of the JSON on stdout."""

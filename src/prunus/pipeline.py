@@ -4,6 +4,8 @@ The last step that makes a model writes OUT itself, the ones before it `OUT.step
 In a recipe, `against: dense` and `teacher: dense` mean the recipe's own model.
 """
 
+import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +13,9 @@ from typing import Any
 
 import torch
 
-from prunus.checkpoint import open_checkpoint
-from prunus.checkpoint.output import check_place
+from prunus.checkpoint import open_checkpoint, read_record
+from prunus.checkpoint.output import check_place, full_disk_is_an_error
+from prunus.envelope import Envelope
 from prunus.errors import UserError
 from prunus.models import StreamedModel
 from prunus.recipe import MAKES_A_MODEL, Recipe, Step, load_recipe
@@ -22,7 +25,9 @@ from prunus.settings_shrink import ShrinkSettings
 from prunus.sparsity import METHODS
 from prunus.sparsity.methods import make_options
 from prunus.steps.bench import bench
+from prunus.steps.block_job import say
 from prunus.steps.evaluate import evaluate
+from prunus.steps.layer_choice import layer_budget
 from prunus.steps.plan import make_plan
 from prunus.steps.recover import recover
 from prunus.steps.report import report
@@ -41,23 +46,81 @@ def run(
     """Carry out a recipe (a file or a Recipe) and return the final run, with what every step gave in `steps`.
 
     The same call again skips what is done and goes on where it was interrupted. Raises UserError before any weight is
-    read when a step cannot work on this model.
+    read when a step cannot work on this model. Under an envelope the recipe stops at the first evaluation outside it:
+    OUT is the last model within, and `stopped` says why.
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(Path(recipe))
     check_recipe(recipe, Path(out), trust_remote_code)
-    targets = _targets(recipe, Path(out))
-    current: str | Path = recipe.model
-    result: Run | None = None
-    given: list[dict[str, Any]] = []
-    for step in recipe.steps:
+    return _Chain(recipe, Path(out), max_memory, trust_remote_code).run()
+
+
+class _Chain:
+    """One call: where it stands, and the last model within the envelope."""
+
+    def __init__(self, recipe: Recipe, out: Path, max_memory: str | int | None, trust: bool) -> None:
+        self.recipe, self.out, self.max_memory, self.trust = recipe, out, max_memory, trust
+        self.targets = _targets(recipe, out)
+        self.current: str | Path = recipe.model
+        self.result: Run | None = None
+        self.good: Path | None = None
+        self.left: list[str] = []  # what the first evaluation outside the envelope said
+        self.given: list[dict[str, Any]] = []
+
+    def run(self) -> Run:
+        for step in self.recipe.steps:
+            if self.left and (step.verb in MAKES_A_MODEL or isinstance(step.settings, EvaluateSettings)):
+                continue  # what is kept is only benched and reported
+            self._step(step)
+        assert self.result is not None
+        reused = self.result.reused
+        if self.recipe.envelope is not None:
+            reused = publish(Path(self.current), self.out) and reused
+        stopped = "; ".join(self.left) or None
+        return replace(Run.open(self.out, reused=reused), steps=tuple(self.given), stopped=stopped)
+
+    def _step(self, step: Step) -> None:
         if step.verb in MAKES_A_MODEL:
-            result = _make(step, recipe.model, current, next(targets), max_memory, trust_remote_code)
-            current = result.path
-            given.append(result.summary())
-        else:
-            given.append(_observe(step, recipe.model, current, max_memory, trust_remote_code))
-    assert result is not None
-    return replace(Run.open(result.path, reused=result.reused), steps=tuple(given))
+            self.result = _make(step, self.recipe.model, self.current, next(self.targets), self.max_memory, self.trust)
+            self.current = self.result.path
+            self.given.append(self.result.summary())
+            return
+        self.given.append(_observe(step, self.recipe.model, self.current, self.max_memory, self.trust))
+        if self.recipe.envelope is not None and isinstance(step.settings, EvaluateSettings):
+            self._judge(self.recipe.envelope, self.given[-1]["results"])
+
+    def _judge(self, envelope: Envelope, results: list[dict[str, Any]]) -> None:
+        if self.result is None:
+            return  # the dense model itself
+        self.left = envelope.left_by(results)
+        if not self.left:
+            self.good = self.result.path
+            return
+        if self.good is None:
+            raise UserError(
+                f"the first round left the envelope: {'; '.join(self.left)}. Its model is {self.result.path}; prune "
+                "less in a round, recover longer, or widen the envelope."
+            )
+        say([f"stopped outside the envelope: {'; '.join(self.left)}. The last model within it is kept."])
+        self.current = self.good
+
+
+def publish(model: Path, out: Path) -> bool:
+    """Give a finished model the name OUT too; its files are shared, not copied. Returns whether it was there already.
+
+    Raises UserError when OUT is something else.
+    """
+    record = read_record(out) if out.is_dir() else None
+    finished = read_record(model)
+    if record is not None and finished is not None and record["history"] == finished["history"]:
+        return True
+    if out.exists():
+        raise UserError(f"{out} exists and is not the result of this recipe; remove it or choose another OUT.")
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    with full_disk_is_an_error(out):
+        shutil.copytree(model, partial, copy_function=os.link)
+        partial.rename(out)
+    return False
 
 
 def check_recipe(recipe: Recipe, out: Path, trust_remote_code: bool) -> None:
@@ -67,12 +130,15 @@ def check_recipe(recipe: Recipe, out: Path, trust_remote_code: bool) -> None:
     checkpoint = open_checkpoint(recipe.model, trust_remote_code=trust_remote_code)
     check_place(out.expanduser().absolute(), checkpoint.path)
     spec, config = StreamedModel(checkpoint, dtype=torch.float32).spec, checkpoint.config
+    depth = len(spec.blocks)
     for step in recipe.steps:
         if isinstance(step.settings, SparsifySettings):
             s = step.settings
             make_options(METHODS[s.method].options, s.options)
             make_plan(spec, METHODS[s.method], s.pattern, s.overrides, s.protect, s.head)
         if isinstance(step.settings, ShrinkSettings):
+            if step.settings.layers is not None:
+                depth -= layer_budget(step.settings.of_layers, depth).count
             cuts = plan_cuts(config, step.settings, trust_remote_code)
             config = cuts[-1].config if cuts else config
         texts = [text for key in ("calibration", "data", "text") for text in getattr(step.settings, key, ())]
@@ -81,8 +147,9 @@ def check_recipe(recipe: Recipe, out: Path, trust_remote_code: bool) -> None:
 
 
 def _targets(recipe: Recipe, out: Path) -> Iterator[Path]:
-    """Where each step that makes a model writes it, in order."""
+    """Where each step that makes a model writes it, in order; under an envelope nobody knows yet which becomes OUT."""
     verbs = [step.verb for step in recipe.steps if step.verb in MAKES_A_MODEL]
+    verbs += ["out"] if recipe.envelope is not None else []
     yield from (Path(f"{out}.steps") / f"{number}-{verb}" for number, verb in enumerate(verbs[:-1], start=1))
     yield out
 

@@ -8,6 +8,7 @@ steps:
   - evaluate: {text: [wiki.txt], against: dense}
   - bench: {against: dense}
   - report: {}
+envelope: {kl: 0.3, perplexity: 1.15x}    # optional: stop at the first evaluation outside, keep the last model within
 """
 
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from prunus.envelope import Envelope, parse_envelope
 from prunus.errors import UserError
 from prunus.settings import (
     BenchSettings,
@@ -36,7 +38,7 @@ STEPS: dict[str, type[Settings]] = {
     "report": ReportSettings,
 }
 MAKES_A_MODEL = {"sparsify", "shrink", "recover"}
-KEYS = {"version", "model", "steps"}
+KEYS = {"version", "model", "steps", "envelope"}
 VERSION = 1
 
 
@@ -54,6 +56,7 @@ class Recipe:
 
     model: str
     steps: tuple[Step, ...]
+    envelope: Envelope | None = None  # the recipe stops at the first evaluation that is outside
 
 
 def load_recipe(path: Path) -> Recipe:
@@ -81,7 +84,20 @@ def parse_recipe(content: Any) -> Recipe:
         raise UserError(f"model={model!r} is not a model directory or hub name; write model: org/model.")
     if not isinstance(steps, list) or not steps:
         raise UserError(f"steps={steps!r} is not a list of steps such as '- sparsify: {{pattern: \"2:4\"}}'.")
-    return Recipe(model, tuple(_parse_step(entry, number) for number, entry in enumerate(steps, start=1)))
+    parsed = tuple(_parse_step(entry, number) for number, entry in enumerate(steps, start=1))
+    return Recipe(model, parsed, _parse_envelope(content, parsed))
+
+
+def _parse_envelope(content: dict[str, Any], steps: tuple[Step, ...]) -> Envelope | None:
+    if "envelope" not in content:
+        return None
+    measured = [s.settings for s in steps if isinstance(s.settings, EvaluateSettings)]
+    if not any(settings.against and settings.text for settings in measured):
+        raise UserError(
+            "the recipe has an envelope and no step that could leave it; add one such as "
+            "'- evaluate: {text: [wiki.txt], against: dense}' after each round."
+        )
+    return parse_envelope(content["envelope"])
 
 
 def _parse_step(entry: Any, number: int) -> Step:

@@ -30,12 +30,14 @@ class Run:
     """A model directory made by prunus. `reused` tells that it was already there, made by the same step.
 
     `steps`, of a recipe, is what each of its steps gave, in order: what the step's own command ends its output with.
+    `stopped` says what was outside the recipe's envelope, where that ended it.
     """
 
     path: Path
     record: dict[str, Any]
     reused: bool = False
     steps: tuple[dict[str, Any], ...] = ()
+    stopped: str | None = None
 
     @property
     def last_step(self) -> dict[str, Any]:

@@ -175,7 +175,7 @@ def run(
 
     result = chain(recipe, out, max_memory=max_memory, trust_remote_code=trust_remote_code)
     show_steps(result)
-    opt.emit({**result.summary(), "step": "run", "steps": result.steps})
+    opt.emit({**result.summary(), "step": "run", "steps": result.steps, "stopped": result.stopped})
 
 
 @app.command()

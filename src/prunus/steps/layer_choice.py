@@ -38,6 +38,11 @@ def layer_budget(settings: LayersSettings, depth: int) -> LayerBudget:
         raise UserError(f"layers={wish} was asked for, but the model has {depth}; take {least} to {depth - 1}.")
     if kept == depth:
         raise UserError(f"layers={wish} keeps all {depth} layers; take {least} to {depth - 1}, or a ratio below 1.")
+    if least > depth - 1:
+        raise UserError(
+            f"layers={wish} was asked for, but the first {first} and the last {last} of {depth} layers are protected; "
+            "protect fewer."
+        )
     if kept < least:
         raise UserError(
             f"layers={wish} would leave {kept} of {depth}, but the first {first} and the last {last} are protected; "

@@ -1,11 +1,14 @@
 """The derivative by a factor on each unit against factors that are really there, by autograd and by differences."""
 
+import weakref
+
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM
 
 from prunus.models import open_model
 from prunus.models.cut import axes_named
-from prunus.steps.shrink_gradients import gate_gradients
+from prunus.steps.shrink_gradients import _watch, gate_gradients
 from prunus.text.batches import TokenBatch
 
 TOKENS = torch.randint(2, 250, (2, 12), generator=torch.Generator().manual_seed(0))
@@ -34,3 +37,14 @@ def test_it_is_the_derivative_by_a_factor(tiny_llama_dir):
         for n, loss in enumerate(losses):
             (expected_U,) = torch.autograd.grad(loss, factors_U)
             torch.testing.assert_close(gradients_NU[n], expected_U, rtol=1e-3, atol=1e-6)
+
+
+def test_a_watched_input_is_freed_after_the_way_back():
+    layer, gradients = nn.Linear(4, 4), []
+    layer.register_forward_pre_hook(_watch(lambda _x, gradient: gradients.append(gradient)))
+    x = torch.ones(2, 4, requires_grad=True) * 1.0
+    freed = weakref.ref(x)
+    layer(x).sum().backward()
+    del x
+    assert len(gradients) == 1
+    assert freed() is None

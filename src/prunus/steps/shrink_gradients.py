@@ -57,8 +57,8 @@ def _readers(model: StreamedModel, axes: Axes) -> dict[str, Tensor]:
 
 def _watch(keep: Callable[[Tensor, Tensor], None]) -> Callable[[nn.Module, tuple[Any, ...]], None]:
     def before_forward(_module: nn.Module, args: tuple[Any, ...]) -> None:
-        x: Tensor = args[0]
-        x.register_hook(lambda gradient: keep(x.detach(), gradient))  # type: ignore[no-untyped-call]
+        x = args[0].detach()  # a hook that held the tensor it hangs on would never be freed, nor would the tensor
+        args[0].register_hook(lambda gradient: keep(x, gradient))
 
     return before_forward
 

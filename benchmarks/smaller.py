@@ -12,12 +12,14 @@ WORK. The groups of rows, for --only:
                followed by its share of the same number of tokens
 
 Perplexity on the first 16 windows of 1024 tokens of the test text, KL to the dense model on the same windows, both in
-fp32. `recovered` is the share of the lost log-perplexity that came back. Seconds and peaks are what each step's own
-record says. One line of JSON per row goes to RESULTS; a row that is there is skipped. docs/measured/smaller.jsonl is
-such a file, and `make docs` makes the tables in docs/results.md from it.
+fp32; with --other, one more perplexity on as much text of another kind. `recovered` is the share of the lost
+log-perplexity that came back. Seconds and peaks are what each step's own record says. One line of JSON per row goes to
+RESULTS; a row that is there is skipped. docs/measured/smaller.jsonl is such a file, and `make docs` makes the tables in
+docs/results.md from it.
 
-usage: smaller.py RESULTS.jsonl WORK --train TRAIN.txt --test TEST.txt [--model DIR] [--only width,"zeros-50 distil"]
-                  [--tokens 147456] [--lr 1e-4] [--batch-tokens 2048] [--length 512] [--warm-up 0.15]
+usage: smaller.py RESULTS.jsonl WORK --train TRAIN.txt --test TEST.txt [--other OTHER.jsonl] [--model DIR]
+                  [--only width,"zeros-50 distil"] [--tokens 147456] [--lr 1e-4] [--batch-tokens 2048]
+                  [--length 512] [--warm-up 0.15]
 """
 
 import argparse
@@ -115,13 +117,16 @@ def extra_options(args: argparse.Namespace, verb: str) -> tuple[object, ...]:
 
 def measure(args: argparse.Namespace, name: str, steps: list[Step]) -> dict[str, Any]:
     model, results = run_chain(args, steps)
-    text = ("--text", args.test, "--length", LENGTH, "--windows", WINDOWS, "--dtype", "float32")
-    quality = result_of(prunus("evaluate", model, *text, *(("--against", args.model) if steps else ())))["results"][0]
+    texts = [part for text in (args.test, args.other) if text for part in ("--text", text)]
+    window = ("--length", LENGTH, "--windows", WINDOWS, "--dtype", "float32")
+    against = ("--against", args.model) if steps else ()
+    quality, *other = result_of(prunus("evaluate", model, *texts, *window, *against))["results"]
     last = json.loads((model / "prunus.json").read_text())["history"][-1] if steps else {}
     return {
         "row": name,
         "perplexity": round(quality["perplexity"], 4),
-        "kl": round(quality["kl"], 5) if steps else 0.0,
+        "kl": round(quality["against"]["kl"], 5) if steps else 0.0,
+        **({"perplexity_other": round(other[0]["perplexity"], 4)} if other else {}),
         "tokens": sum(int(str(step[-1])) for step in steps if step[0] == "recover"),
         "seconds": [round(result["seconds"], 1) for result in results],
         "peak_gib": [round(result["peak_memory_bytes"] / 2**30, 2) for result in results],
@@ -154,6 +159,7 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--train", required=True)
     parser.add_argument("--test", required=True)
+    parser.add_argument("--other", help="text of another kind than that trained on, for one more perplexity")
     parser.add_argument("--model", help="default: the demo's model")
     parser.add_argument("--only", help="groups or names of rows, comma separated")
     parser.add_argument("--tokens", type=int, default=147_456)

@@ -107,6 +107,56 @@ def seconds() -> str:
     return _pivot("seconds", "{:.0f}".format)
 
 
+def one_shot_widths() -> str:
+    """What every score of channels and KV groups costs; from what `benchmarks/smaller.py` measured."""
+    return _conditions() + _smaller("ffn ", "kv ")
+
+
+def one_shot_depths() -> str:
+    """What every score of layers costs; measured as the widths."""
+    return _smaller("layers ")
+
+
+def recoveries() -> str:
+    """What training brings back, by what it is trained on; measured as the widths."""
+    return _smaller("width-20", "zeros-50", "depth-20")
+
+
+def rounds() -> str:
+    """One large cut beside several small ones; measured as the widths."""
+    return _smaller("width-40")
+
+
+def _conditions() -> str:
+    """Of all rows that `benchmarks/smaller.py` measured."""
+    rows = _measured("smaller")
+    dense = next(row["perplexity"] for row in rows if row["row"] == "dense")
+    machines = {(e["cpu"], e["threads"], e["torch"]) for row in rows if (e := row["environment"])}
+    ((cpu, threads, torch),) = machines
+    return f"Dense: {dense:.2f}. {cpu}, {threads} threads, torch {torch}.\n\n"
+
+
+def _smaller(*prefixes: str) -> str:
+    """The rows whose names begin with one of these; columns that no row fills are left out."""
+    rows = [row for row in _measured("smaller") if row["row"].startswith(prefixes)]
+    columns: dict[str, Callable[[dict[str, Any]], str]] = {
+        "row": lambda row: row["row"],
+        "perplexity": lambda row: _short(row["perplexity"]),
+        "other text": lambda row: _short(row["perplexity_other"]) if "perplexity_other" in row else "",
+        "KL": lambda row: f"{row['kl']:.3f}",
+        "came back": lambda row: f"{row['recovered']:.0%}" if "recovered" in row else "",
+        "tokens trained": lambda row: f"{row['tokens']:,}" if row["tokens"] else "",
+        "zeros before, after": lambda row: (
+            f"{row['zeros_before']:,}, {row['zeros_after']:,}" if row.get("zeros_before") else ""
+        ),
+        "seconds of each step": lambda row: ", ".join(f"{seconds:.0f}" for seconds in row["seconds"]),
+        "peak GiB": lambda row: f"{max(row['peak_gib']):.2f}",
+    }
+    cells = {name: [cell(row) for row in rows] for name, cell in columns.items()}
+    filled = {name: column for name, column in cells.items() if any(column)}
+    return _table(filled, zip(*filled.values(), strict=True))
+
+
 def _pivot(column: str, form: Callable[[float], str]) -> str:
     """One figure of every measured pair: patterns down, methods across."""
     rows = _measured("methods")
@@ -164,6 +214,10 @@ PARTS: dict[str, Callable[[], str]] = {
     "divergences": divergences,
     "seconds": seconds,
     "mixes": mixes,
+    "one_shot_widths": one_shot_widths,
+    "one_shot_depths": one_shot_depths,
+    "recoveries": recoveries,
+    "rounds": rounds,
     "families": families,
     "files": files,
 }

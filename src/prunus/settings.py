@@ -99,7 +99,7 @@ class SparsifySettings(CalibratedSettings):
 
 LOSSES = ("ce", "logits", "hidden")
 COUNT_UNITS = {"": 1, "k": 1_000, "m": 1_000_000, "b": 1_000_000_000}
-LEARNING_RATES = {"full": 2e-4, "lora": 2e-3, "block-wise": 5e-4}
+LEARNING_RATES = {"full": 1e-4, "lora": 2e-3, "block-wise": 5e-4}
 
 
 class RecoverSettings(Settings):

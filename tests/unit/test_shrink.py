@@ -95,7 +95,7 @@ def test_layers_and_channels_in_one_call(prunus, tiny_llama_dir, text, tmp_path)
         (("--kv-groups", "3"), "kv_groups=3 was asked for, but the model has 2"),
         (("--experts", "0.5"), "cannot be cut along experts: llama has none"),
         (("--layers", "3"), "layers=3 was asked for, but the model has 2"),
-        (("--layers", "1"), "the first 1 and the last 1 are protected"),
+        (("--layers", "1"), "the first 1 and the last 1 of 2 layers are protected"),
         (("--layers", "0.5", "--layer-score", "magic"), "unknown score 'magic' of layers"),
         (("--hidden", "63"), "llama takes no hidden of 63"),
         (("--ffn", "0.5", "--score", "magic"), "unknown score 'magic'"),

@@ -99,7 +99,7 @@ class ShrinkCall:
         if settings.budget:
             settings = with_mix(settings, mixes(model, settings)[0])
         if settings.layers is not None:
-            LayersStep(settings.of_layers, self.checkpoint)
+            LayersStep(settings.of_layers, self.checkpoint).check_memory(self.max_memory)
         for part in parts(settings):
             axes = axes_named(model.config, part.wishes, trust_remote_code=trust)
             kind_of(part).check(model, part, axes, self.max_memory)

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from prunus.calibration.fold_block import last_matrix, share_of_output
 from prunus.checkpoint import Checkpoint
 from prunus.machine_choice import choose_device, choose_dtype
@@ -30,14 +32,18 @@ OTHER_ENGINES = (
 
 
 class LayersStep:
-    """The settings, resolved for one model. Raises UserError for what cannot be."""
+    """The settings, resolved for one model. Raises UserError for what cannot be.
 
-    def __init__(self, settings: LayersSettings, checkpoint: Checkpoint) -> None:
+    `dtype` is that of the forward pass, where the call that this is a part of has chosen it.
+    """
+
+    def __init__(self, settings: LayersSettings, checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> None:
         device = choose_device(settings.device)
         width = int(checkpoint.config.get_text_config(decoder=True).hidden_size)
+        dtype = dtype or choose_dtype(settings.dtype, device, width)
         self.settings = settings
         self.score = LAYER_SCORES[settings.score]
-        self.model = StreamedModel(checkpoint, dtype=choose_dtype(settings.dtype, device, width), device=device)
+        self.model = StreamedModel(checkpoint, dtype=dtype, device=device)
         self.budget = layer_budget(settings, len(self.model.spec.blocks))
         LayerNumbers.found_in(self.model.block_keys(), self.model.spec.family)
         for kept in trial_choices(self.budget.depth, self.budget.removable, self.budget.count):

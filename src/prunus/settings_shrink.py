@@ -63,7 +63,7 @@ class ShrinkSettings(CalibratedSettings):
     parameters: float | None = Field(None, gt=0, lt=1)  # a budget, as a ratio that stays, in place of axes
     decode_bytes: float | None = Field(None, gt=0, lt=1)
     score: str = DEFAULT_WIDTH_SCORE  # of channels and heads
-    expert_score: str = DEFAULT_EXPERT_SCORE
+    expert_score: str | None = DEFAULT_EXPERT_SCORE  # None only in a part of a call that cuts no experts
     layer_score: str = DEFAULT_LAYER_SCORE
     refit: bool = True  # least squares for what stays in a block
     fold: bool = True  # and for layers that go
@@ -100,8 +100,8 @@ class ShrinkSettings(CalibratedSettings):
 
     @field_validator("expert_score")
     @classmethod
-    def _known_expert_score(cls, value: str) -> str:
-        if value not in EXPERT_SCORES:
+    def _known_expert_score(cls, value: str | None) -> str:
+        if value is None or value not in EXPERT_SCORES:
             raise UserError(f"unknown expert score {value!r}; allowed are {', '.join(EXPERT_SCORES)}.")
         return value
 

@@ -11,7 +11,9 @@ Size = Annotated[str | None, typer.Option(help="What stays: a ratio (0.75) or a 
 Budget = Annotated[float | None, typer.Option(help="In place of sizes: the ratio that stays; prunus finds the mix.")]
 Score = Annotated[str, typer.Option(help="Of channels and KV groups; see `prunus methods`.")]
 ExpertScore = Annotated[str, typer.Option(help="Of experts: reap, frequency or output-norm.")]
-LayerScore = Annotated[str, typer.Option(help="Of layers: angular, block-influence, greedy-kl, greedy-kl-folded.")]
+LayerScore = Annotated[
+    str, typer.Option(help="Of layers: angular, block-influence, greedy-kl, greedy-kl-folded, taylor+.")
+]
 Fold = Annotated[bool, typer.Option(help="Fold layers that go into the one before them, by least squares.")]
 Refit = Annotated[bool, typer.Option(help="Least squares for what stays, so that it makes up for what goes.")]
 Multiple = Annotated[int | None, typer.Option(help="Widths become a multiple of this. Default: 256, 128, 64 or 32.")]
@@ -37,7 +39,7 @@ def shrink(
     fold: Fold = True,
     protect_first: Annotated[int, typer.Option(help="So many first layers stay.")] = 1,
     protect_last: Annotated[int, typer.Option(help="So many last layers stay.")] = 1,
-    judged: Annotated[int, typer.Option(help="Sequences that judge each layer, for greedy layer scores.")] = 8,
+    judged: Annotated[int, typer.Option(help="Sequences that judge layers, for greedy-kl and taylor+.")] = 8,
     multiple_of: Multiple = None,
     calibration: opt.Calibration = None,
     samples: Annotated[int, typer.Option(help="Calibration sequences.")] = 128,

@@ -136,13 +136,16 @@ class StreamedModel:
         return hidden
 
     def logits(self, tokens_1T: Tensor, hidden_1TH: Tensor) -> Tensor:
-        """Return fp32 logits (1, T, V) from the last block's output: final norm, head, scaling and capping."""
+        """Return fp32 logits (1, T, V) from the last block's output: final norm, head, scaling and capping.
+
+        A graph is recorded only where the hidden states ask for one.
+        """
 
         def stand_in(index: int, _call: BlockCall) -> Any:
             return self._as_output(index, hidden_1TH.to(self.device))
 
         self._load_outer()
-        with torch.no_grad(), blocks_replaced(self.blocks, stand_in):
+        with blocks_replaced(self.blocks, stand_in):
             output = self._model(input_ids=tokens_1T.to(self.device), use_cache=False)
         logits: Tensor = output.logits.float()
         return logits

@@ -5,6 +5,7 @@ from itertools import pairwise
 
 from prunus.errors import UserError
 from prunus.settings_shrink import LayersSettings
+from prunus.shrinking import LAYER_SCORES
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ class RemovedRun:
 
 def layer_budget(settings: LayersSettings, depth: int) -> LayerBudget:
     """Raises UserError for a wish that leaves no layer, more than there are, or reaches into protected ones."""
-    wish, first, last = settings.layers, settings.protect_first, settings.protect_last
+    wish, (first, last), fewer = settings.layers, *_protected(settings)
     kept = wish if isinstance(wish, int) else round(wish * depth)
     least = max(first + last, 1)
     if kept > depth:
@@ -41,14 +42,24 @@ def layer_budget(settings: LayersSettings, depth: int) -> LayerBudget:
     if least > depth - 1:
         raise UserError(
             f"layers={wish} was asked for, but the first {first} and the last {last} of {depth} layers are protected; "
-            "protect fewer."
+            f"{fewer}."
         )
     if kept < least:
         raise UserError(
             f"layers={wish} would leave {kept} of {depth}, but the first {first} and the last {last} are protected; "
-            f"take {least} to {depth - 1}, or protect fewer."
+            f"take {least} to {depth - 1}, or {fewer}."
         )
     return LayerBudget(depth, depth - kept, tuple(range(first, depth - last)))
+
+
+def _protected(settings: LayersSettings) -> tuple[tuple[int, int], str]:
+    """(how many first and last layers may not go, how to have fewer of them)"""
+    own = LAYER_SCORES[settings.score].protects
+    first, last = max(settings.protect_first, own[0]), max(settings.protect_last, own[1])
+    fewer = "protect fewer"
+    if (first, last) != (settings.protect_first, settings.protect_last):
+        fewer = f"take another score: {settings.score} never removes the first {own[0]} and last {own[1]}"
+    return (first, last), fewer
 
 
 def removed_runs(kept: list[int], depth: int) -> list[RemovedRun]:

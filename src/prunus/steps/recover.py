@@ -52,8 +52,9 @@ def recover(
 
 
 def _identity(setup: Setup) -> dict[str, Any]:
-    """What decides the content of the result, the teacher's weights included."""
-    return {**identity(setup.settings), "teacher_sha256": setup.teacher.sha256 if setup.teacher else None}
+    """What decides the content of the result: the teacher's weights too, and what the record tells of its blocks."""
+    layers = {"teacher_layers": list(setup.plan.layers)} if setup.plan.layers else {}
+    return {**identity(setup.settings), "teacher_sha256": setup.teacher.sha256 if setup.teacher else None, **layers}
 
 
 def _run(setup: Setup, output: OutputDirectory, tensorboard: str | Path | None) -> None:
@@ -108,6 +109,7 @@ def _record(setup: Setup, output: OutputDirectory, text: TrainingText, facts: di
         "fingerprint": output.fingerprint,
         "input": {"path": str(setup.checkpoint.path), "sha256": setup.checkpoint.sha256},
         "teacher": teacher,
+        "teacher_layers": list(setup.plan.layers),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "method": setup.settings.method,
         "lr": setup.settings.learning_rate,

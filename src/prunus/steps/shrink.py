@@ -10,13 +10,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PretrainedConfig
 
 from prunus.checkpoint import Checkpoint, OutputDirectory, open_checkpoint, read_record
 from prunus.checkpoint.output import check_place, fingerprint, full_disk_is_an_error
 from prunus.checkpoint.record import write_json
 from prunus.errors import UserError
-from prunus.machine_choice import choose_device, choose_dtype, parse_memory
+from prunus.machine_choice import DTYPES, choose_device, choose_dtype, parse_memory
 from prunus.models import StreamedModel
 from prunus.models.cut import Cut, axes_named
 from prunus.result import Run
@@ -79,6 +80,12 @@ class ShrinkCall:
         """What decides the content of OUT, all parts of the call together."""
         return fingerprint(identity(self.settings), self.checkpoint)
 
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """The forward dtype of all parts. Measured once, as two measurements may come out differently."""
+        width_H = int(self.checkpoint.config.get_text_config(decoder=True).hidden_size)
+        return choose_dtype(self.settings.dtype, choose_device(self.settings.device), width_H)
+
     @property
     def is_done(self) -> bool:
         """Whether OUT is the result of this call. Raises UserError when it is something else."""
@@ -94,12 +101,12 @@ class ShrinkCall:
     def check(self) -> tuple[StreamedModel, list[Cut]]:
         """The model, and the cuts that will be made. Raises UserError for what cannot be."""
         trust = self.checkpoint.trust_remote_code
-        model = _streamed(self.checkpoint, self.settings)
+        model = self._streamed(self.checkpoint)
         settings = self.settings
         if settings.budget:
             settings = with_mix(settings, mixes(model, settings)[0])
         if settings.layers is not None:
-            LayersStep(settings.of_layers, self.checkpoint)
+            LayersStep(settings.of_layers, self.checkpoint, self.dtype).check_memory(self.max_memory)
         for part in parts(settings):
             axes = axes_named(model.config, part.wishes, trust_remote_code=trust)
             kind_of(part).check(model, part, axes, self.max_memory)
@@ -120,6 +127,7 @@ class ShrinkCall:
                     self._make(part, checkpoint, output, said)
             checkpoint = open_checkpoint(target, trust_remote_code=checkpoint.trust_remote_code)
             done = Run.open(target).last_step
+            self.dtype = DTYPES[done["dtype"]]  # a call that goes on takes that of the one before it
             said |= {"axes": done["axes"], "before": done["before"]}
         shutil.rmtree(between, ignore_errors=True)
         return Run.open(self.place)
@@ -133,11 +141,14 @@ class ShrinkCall:
     ) -> None:
         """`said` is what the record says of the whole call: the request, and the shapes before this part."""
         if isinstance(part, LayersSettings):
-            LayerJob(LayersStep(part, checkpoint), output, self.max_memory, said).run()
+            LayerJob(LayersStep(part, checkpoint, self.dtype), output, self.max_memory, said).run()
             return
-        step = kind_of(part)(part, _streamed(checkpoint, part))
+        step = kind_of(part)(part, self._streamed(checkpoint))
         step.of_call, step.max_memory = said, self.max_memory
         BlockJob(step.model, step, self.max_memory).run(output)
+
+    def _streamed(self, checkpoint: Checkpoint) -> StreamedModel:
+        return StreamedModel(checkpoint, dtype=self.dtype, device=choose_device(self.settings.device))
 
     def _resolved(self, between: Path) -> tuple[ShrinkSettings, list[dict[str, Any]]]:
         """The settings with the mix that the budget leads to, and what it was chosen from; an earlier choice holds."""
@@ -147,7 +158,7 @@ class ShrinkCall:
         if file.exists():
             found = json.loads(file.read_text(encoding="utf-8"))
         else:
-            model = _streamed(self.checkpoint, self.settings)
+            model = self._streamed(self.checkpoint)
             found = choose_mix(model, self.settings, calibration_batch(model, self.settings))
             with full_disk_is_an_error(self.place):
                 between.mkdir(parents=True, exist_ok=True)
@@ -165,11 +176,13 @@ def with_mix(settings: ShrinkSettings, mix: Mix) -> ShrinkSettings:
 
 
 def parts(settings: ShrinkSettings) -> list[ShrinkSettings]:
-    """The settings of each step on the way, every one with the axes of its kind alone."""
+    """The settings of each step on the way, every one with the axes of its kind alone, and what decides on them."""
     found = []
     for axes, _ in KINDS:
         if set(axes) & set(settings.wishes):
-            found.append(settings.model_copy(update={axis: None for axis in AXES if axis not in axes}))
+            others = [axis for axis in AXES if axis not in axes]
+            unused = [*others, *(["expert_score"] if "experts" in others else [])]
+            found.append(settings.model_copy(update=dict.fromkeys(unused)))
     return found
 
 
@@ -186,9 +199,3 @@ def plan_cuts(config: PretrainedConfig, settings: ShrinkSettings, trust_remote_c
 def kind_of(part: ShrinkSettings) -> type[CutStep]:
     """The step that cuts the axes of a part."""
     return next(step for axes, step in KINDS if set(axes) & set(part.wishes))
-
-
-def _streamed(checkpoint: Checkpoint, settings: ShrinkSettings) -> StreamedModel:
-    device = choose_device(settings.device)
-    width_H = int(checkpoint.config.get_text_config(decoder=True).hidden_size)
-    return StreamedModel(checkpoint, dtype=choose_dtype(settings.dtype, device, width_H), device=device)

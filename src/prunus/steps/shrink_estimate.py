@@ -76,7 +76,7 @@ def _shapes(call: ShrinkCall, model: StreamedModel, cuts: list[Cut], sizes: Shri
     facts = shape_facts(model, cuts, sizes) if cuts else {"axes": {}}
     if sizes.layers is None:
         return facts
-    step = LayersStep(sizes.of_layers, call.checkpoint)
+    step = LayersStep(sizes.of_layers, call.checkpoint, call.dtype)
     budget = step.budget
     kept = [layer for layer in range(budget.depth) if layer not in budget.removable[: budget.count]]
     smaller = cuts[-1] if cuts else None

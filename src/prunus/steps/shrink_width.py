@@ -10,7 +10,8 @@ from prunus.models import StreamedModel
 from prunus.models.axes import Axis
 from prunus.settings_shrink import ShrinkSettings
 from prunus.shrinking import WIDTH_SCORES
-from prunus.steps.shrink_gradients import check_gradients, gate_gradients
+from prunus.shrinking.units import FROM_THE_LOSS
+from prunus.steps.shrink_gradients import check_gradients, gate_gradients, weight_taylor
 from prunus.steps.shrink_step import CutStep
 from prunus.steps.shrink_width_edit import WidthEdit, axis_read
 from prunus.text.batches import TokenBatch
@@ -26,9 +27,10 @@ class WidthStep(CutStep):
         super().__init__(settings, model)
         self.score = WIDTH_SCORES[settings.score]
         self.title = f"Shrink, {self.score.name}"
-        self.prepares = "gate_gradient" in self.score.needs
-        self.needs = self.needs_of(settings) - {"gate_gradient"}
+        self.prepares = bool(FROM_THE_LOSS & set(self.score.needs))
+        self.needs = self.needs_of(settings) - FROM_THE_LOSS
         self._gate_gradients: Mapping[str, Tensor] = {}
+        self._weight_taylor: Mapping[str, Tensor] = {}
 
     @staticmethod
     def needs_of(settings: ShrinkSettings) -> set[str]:
@@ -37,16 +39,20 @@ class WidthStep(CutStep):
     @staticmethod
     def check(model: StreamedModel, settings: ShrinkSettings, axes: Mapping[str, Axis], max_memory: int | None) -> None:
         _check_readers(model, axes)
-        if "gate_gradient" in WIDTH_SCORES[settings.score].needs:
-            check_gradients(model, axes, settings.length, max_memory)
+        needs = FROM_THE_LOSS & set(WIDTH_SCORES[settings.score].needs)
+        if needs:
+            check_gradients(model, axes, settings.length, max_memory, by_weights="weight_gradient" in needs)
 
     def prepare(self, batch: TokenBatch, rows: list[dict[str, Any]]) -> None:
         """Scores that look at the loss see the model as it was: one backward pass before anything is cut."""
-        self._gate_gradients = gate_gradients(self.model, self.cut.axes, batch)
+        if "weight_gradient" in self.score.needs:
+            self._weight_taylor = weight_taylor(self.model, self.cut.axes, batch)
+        else:
+            self._gate_gradients = gate_gradients(self.model, self.cut.axes, batch)
 
     def edit(self, rows: list[dict[str, Any]]) -> WidthEdit:
         self.rows = rows
-        return WidthEdit(self.score, self.settings.refit, self.cut, self._gate_gradients, rows)
+        return WidthEdit(self.score, self.settings.refit, self.cut, self._gate_gradients, self._weight_taylor, rows)
 
     def remarks(self, rows: list[dict[str, Any]]) -> list[str]:
         unseen = [row["name"] for row in rows if row["tokens"] == 0]

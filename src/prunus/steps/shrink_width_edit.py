@@ -21,6 +21,7 @@ from prunus.models.cut import Cut
 from prunus.models.spec import BlockSpec, Group, LinearSpec, Stage
 from prunus.shrinking import Units, WidthScore, choose_units
 from prunus.shrinking.refit import drop, refit
+from prunus.shrinking.units import FROM_THE_LOSS
 from prunus.sparsity import Statistics
 from prunus.sparsity.methods import output_energy
 from prunus.steps.shrink_step import rounded_scores, to_hex
@@ -34,6 +35,7 @@ class WidthEdit:
     refits: bool
     cut: Cut
     gate_gradients: Mapping[str, Tensor] = field(default_factory=dict)  # reader -> (N, U)
+    weight_taylor: Mapping[str, Tensor] = field(default_factory=dict)  # reader -> (U)
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def needs_at(self, block: BlockSpec, stage: Stage) -> Collection[str] | None:
@@ -41,7 +43,7 @@ class WidthEdit:
         if axis_read(self.cut.axes, block, linear) is None:
             return None
         of_refit = {"gram", "input_mean"} if linear.bias else {"gram"}
-        return {*self.score.needs, *(of_refit if self.refits else ())} - {"gate_gradient"}
+        return {*self.score.needs, *(of_refit if self.refits else ())} - FROM_THE_LOSS
 
     def __call__(
         self, block: BlockSpec, group: Group, weights_OI: list[Tensor], statistics: Statistics, tensors: Tensors
@@ -94,6 +96,7 @@ class WidthEdit:
             statistics=statistics,
             producers=tuple(producers),
             gate_gradient_NU=self.gate_gradients.get(block.full_name(linear)),
+            weight_taylor_U=self.weight_taylor.get(block.full_name(linear)),
             runs=axis.runs,
         )
 

@@ -193,7 +193,9 @@ def _tensors(calls: list[BlockCall]) -> list[Tensor]:
 def load_tokenizer(checkpoint: Checkpoint) -> Any:
     """The model's own tokenizer. Raises UserError when the directory has none."""
     try:
-        return AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=checkpoint.trust_remote_code)
+        return AutoTokenizer.from_pretrained(
+            checkpoint.path, config=checkpoint.config, trust_remote_code=checkpoint.trust_remote_code
+        )
     except Exception as error:  # transformers raises many types here, all of them meaning: no usable tokenizer
         reason = " ".join(str(error).split())
         message = f"{checkpoint.path} has no usable tokenizer ({reason}); add the model's tokenizer files."

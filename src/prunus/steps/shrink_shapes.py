@@ -1,13 +1,12 @@
 """What every step that changes shapes plans, says and records: sizes before and after, and the new config."""
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from transformers import PretrainedConfig
 
-from prunus.checkpoint.directory import CONFIG_NAME
+from prunus.checkpoint.directory import read_raw_config
 from prunus.models import StreamedModel
 from prunus.models.axes import shapes_of
 from prunus.models.configs import changed_config, edited_config
@@ -45,8 +44,7 @@ def rounded(settings: ShrinkSettings, cut: Cut) -> list[str]:
 
 def new_config(model: StreamedModel, fields: dict[str, Any]) -> dict[str, Any]:
     """The content of config.json of the smaller model."""
-    raw = json.loads((model.checkpoint.path / CONFIG_NAME).read_text(encoding="utf-8"))
-    return edited_config(raw, model.config, fields)
+    return edited_config(read_raw_config(model.checkpoint.path), model.config, fields)
 
 
 def shape_facts(model: StreamedModel, cuts: Sequence[Cut], settings: ShrinkSettings) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The settings of `shrink`: what stays along which axis, and how it is chosen."""
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -13,6 +13,7 @@ DEFAULT_WIDTH_SCORE = "second-order"
 DEFAULT_EXPERT_SCORE = "reap"
 DEFAULT_LAYER_SCORE = "angular"
 # In the order they are cut
+PER_LAYER_AXES = ("ffn", "kv_groups")  # that can differ from layer to layer
 AXES = ("layers", "hidden", "experts", "kv_groups", "ffn", "expert_ffn", "shared_ffn", "query_heads")
 
 
@@ -71,6 +72,7 @@ class ShrinkSettings(CalibratedSettings):
     protect_last: int = Field(1, ge=0)
     judged: int = Field(8, ge=1)
     multiple_of: int | None = Field(None, ge=1)
+    per_layer: Literal["uniform", "global", "sensitivity"] = "uniform"  # else plain transformers does not open it
 
     @property
     def wishes(self) -> dict[str, int | float]:
@@ -110,6 +112,11 @@ class ShrinkSettings(CalibratedSettings):
         if self.budget and (self.wishes or (self.parameters and self.decode_bytes)):
             given = [*self.wishes, *(name for name in ("parameters", "decode_bytes") if getattr(self, name))]
             raise UserError(f"{' and '.join(given)} were given; a budget chooses the mix itself, so it stands alone.")
+        if self.per_layer != "uniform" and (others := self._beside_own_widths()):
+            raise UserError(
+                f"per_layer={self.per_layer!r} takes sizes along {' and '.join(PER_LAYER_AXES)} alone, and "
+                f"{' and '.join(others)} was given; ask for that in a call of its own, before this one."
+            )
         if not self.wishes and not self.budget:
             raise UserError(
                 f"nothing to shrink; say what stays along {', '.join(AXES)}, such as 0.75, or give a budget."
@@ -119,6 +126,11 @@ class ShrinkSettings(CalibratedSettings):
         if self.layers is not None:
             assert self.of_layers  # its own checks
         return self
+
+    def _beside_own_widths(self) -> list[str]:
+        """What was asked that cannot differ from layer to layer."""
+        axes = [axis for axis in self.wishes if axis not in PER_LAYER_AXES]
+        return [*axes, *([self.budget[0]] if self.budget else [])]
 
 
 def check_wish(axis: str, wish: int | float) -> None:

@@ -11,16 +11,23 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from families import TINY, class_name, save_tiny
+from prunus.checkpoint import open_checkpoint
 from prunus.checkpoint.per_layer import KEY, stored_config
 from prunus.errors import UserError
 from prunus.models import open_model
 from prunus.models.axes import find_axes
 from prunus.models.configs import edited_config
+from prunus.models.families import Family
 from prunus.models.limits import kv_cache_values
 from prunus.models.whole import load
+from prunus.steps import shrink_per_layer
+from prunus.steps.shrink import shrink
 
 TOKENS = torch.randint(3, 128, (2, 16), generator=torch.Generator().manual_seed(0))
 SHARES = (1.0, 0.5, 0.75)  # of the units that layers 0, 1 and 2 keep
+MORE = {"llama": {"num_key_value_heads": 4}}  # 3 heads of a width of 64, which no whole Llama may have
+SHRUNK = ("llama", "qwen3", "gemma2", "phi3", "gpt2", "olmo2", "qwen3_moe")
+TEXT = "The quick brown fox jumps over the lazy dog and goes home. " * 40
 FRESH = """
 import json, sys, torch, prunus
 tokens = torch.tensor(json.loads(sys.argv[1]))
@@ -59,6 +66,32 @@ def units_left(axis, layer):
     return torch.tensor(sorted(order[: max(1, int(SHARES[layer] * axis.units))]))
 
 
+def tiny(name, directory, tokenizer):
+    family = TINY[name]
+    sizes = {**family.sizes, "vocab_size": len(tokenizer), **MORE.get(name, {})}
+    save_tiny(Family(name, name, "", sizes, family.own_names), directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def cut_by_shrink(zeroed, out, text, monkeypatch):
+    """The whole step, told the widths, on a model whose other units are zeros already."""
+    axes = axes_of(zeroed)
+    widths = {name: {layer: len(units_left(axis, layer)) for layer in range(3)} for name, axis in axes.items()}
+    monkeypatch.setattr(shrink_per_layer, "own_widths", lambda _model, _settings, cut, _batch: with_the(cut, widths))
+    monkeypatch.setattr(shrink_per_layer, "held_out_kl", lambda _m, where, *_: float(where.name == "uniform"))
+    asked = {name: axis.units // 2 for name, axis in axes.items()}
+    calibration = {"calibration": (str(text),), "samples": 2, "length": 32, "dtype": "float32", "multiple_of": 1}
+    more = {"score": "magnitude", "refit": False, "protect_first": 0, "protect_last": 0}
+    return shrink(zeroed, out, per_layer="global", **asked, **calibration, **more).path
+
+
+def with_the(cut, widths):
+    """Of the layers that have an axis: not all do in a mixture of experts."""
+    numbers = {name: {int(p.split(".")[2]) for p, _ in cut.axes[name].segments} for name in widths}
+    return {name: {layer: own[layer] for layer in sorted(numbers[name])} for name, own in widths.items()}
+
+
 def cut_by_hand(dense, out):
     """The directory that the tier says, and its dense twin with zeros for what went."""
     model, axes = open_model(dense), axes_of(dense)
@@ -87,11 +120,17 @@ def cut_by_hand(dense, out):
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def made(tmp_path_factory, tiny_tokenizer):
     root = tmp_path_factory.mktemp("per_layer")
-    for name, family in TINY.items():
-        cut_by_hand(save_tiny(family, root / name), root / f"{name}-out")
-    outs = [str(root / f"{name}-out") for name in TINY]
+    (root / "text.txt").write_text(TEXT)
+    for name in TINY:
+        cut_by_hand(tiny(name, root / name, tiny_tokenizer), root / f"{name}-out")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for name in SHRUNK:
+            zeroed = root / f"{name}-out-zeroed"
+            tiny_tokenizer.save_pretrained(zeroed)
+            cut_by_shrink(zeroed, root / f"{name}-shrunk", root / "text.txt", monkeypatch)
+    outs = [str(root / f"{name}-out") for name in TINY] + [str(root / f"{name}-shrunk") for name in SHRUNK]
     run([sys.executable, "-c", FRESH, json.dumps(TOKENS.tolist()), *outs])
     return root
 
@@ -113,6 +152,20 @@ def test_a_fresh_process_loads_and_generates_what_the_zeros_gave(family, made):
     with torch.no_grad():
         torch.testing.assert_close(logits, zeroed(TOKENS).logits, rtol=1e-3, atol=1e-4)
         assert torch.equal(written, zeroed.generate(TOKENS, max_new_tokens=8, do_sample=False))
+
+
+@pytest.mark.parametrize("shrunk", SHRUNK)
+def test_the_step_writes_what_a_cut_by_hand_writes(shrunk, made):
+    """Zeros cut with other widths in every layer: the same tensors, and so the same logits."""
+    by_hand, by_step = (open_checkpoint(made / f"{shrunk}-{how}") for how in ("out", "shrunk"))
+    assert by_step.tensors.keys() == by_hand.tensors.keys()
+    scaled = ("norm", "embed")  # those over a cut width make up for it
+    for name in by_step.tensors:
+        if not any(word in name for word in scaled):
+            assert torch.equal(by_step.read(name), by_hand.read(name)), name
+    expected = torch.load(made / f"{shrunk}-out.logits", weights_only=True)[0]
+    found = torch.load(made / f"{shrunk}-shrunk.logits", weights_only=True)[0]
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_streamed_it_is_the_same_model(family, made):

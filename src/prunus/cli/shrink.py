@@ -14,6 +14,13 @@ ExpertScore = Annotated[str, typer.Option(help="Of experts: reap, frequency or o
 LayerScore = Annotated[str, typer.Option(help="Of layers: angular, block-influence, greedy-kl, greedy-kl-folded.")]
 Fold = Annotated[bool, typer.Option(help="Fold layers that go into the one before them, by least squares.")]
 Refit = Annotated[bool, typer.Option(help="Least squares for what stays, so that it makes up for what goes.")]
+PerLayer = Annotated[
+    str,
+    typer.Option(
+        help="Widths of ffn and kv-groups: uniform, global or sensitivity. The last two let layers differ where that "
+        "loses less; such a result opens in prunus.load and prunus alone, not in transformers or engines."
+    ),
+]
 Multiple = Annotated[int | None, typer.Option(help="Widths become a multiple of this. Default: 256, 128, 64 or 32.")]
 
 
@@ -39,6 +46,7 @@ def shrink(
     protect_last: Annotated[int, typer.Option(help="So many last layers stay.")] = 1,
     judged: Annotated[int, typer.Option(help="Sequences that judge each layer, for greedy layer scores.")] = 8,
     multiple_of: Multiple = None,
+    per_layer: PerLayer = "uniform",
     calibration: opt.Calibration = None,
     samples: Annotated[int, typer.Option(help="Calibration sequences.")] = 128,
     length: Annotated[int, typer.Option(help="Tokens per calibration sequence.")] = 2048,
@@ -82,6 +90,7 @@ def shrink(
         "protect_last": protect_last,
         "judged": judged,
         "multiple_of": multiple_of,
+        "per_layer": per_layer,
         "calibration": tuple(calibration or ("self",)),
         "samples": samples,
         "length": length,

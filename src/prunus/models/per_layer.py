@@ -5,6 +5,7 @@ of its sizes (shapes, numbers of heads, where fused matrices are split) is the f
 everything is as ever; a KV cache takes from each layer the keys that it gives.
 """
 
+import copy
 import json
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,6 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from prunus.checkpoint.per_layer import KEY, Fields, layer_fields
-from prunus.models.configs import changed_config
 from prunus.models.trace import find_blocks
 
 
@@ -32,5 +32,13 @@ def give_own_blocks(model: Any, config: PretrainedConfig, build: Callable[[Pretr
 
 
 def layer_config(config: PretrainedConfig, own: Fields) -> PretrainedConfig:
-    """The config of a model all of whose layers are like this one."""
-    return changed_config(config, {**own, KEY: None})
+    """The config of a model all of whose layers are like this one.
+
+    The fields are set after the config was made: what a class checks of a whole model (Llama's width divides by the
+    number of heads) need not hold for one layer, whose head width is stated.
+    """
+    changed = copy.deepcopy(config)
+    text = changed.get_text_config(decoder=True)
+    for name, value in {**own, KEY: None}.items():
+        setattr(text, name, value)
+    return changed

@@ -14,6 +14,7 @@ from transformers import PretrainedConfig
 
 from prunus.checkpoint import Checkpoint, OutputDirectory, open_checkpoint, read_record
 from prunus.checkpoint.output import check_place, fingerprint, full_disk_is_an_error
+from prunus.checkpoint.per_layer import layer_fields
 from prunus.checkpoint.record import write_json
 from prunus.errors import UserError
 from prunus.machine_choice import choose_device, choose_dtype, parse_memory
@@ -28,6 +29,7 @@ from prunus.steps.layer_step import LayersStep
 from prunus.steps.remove_layers import LayerJob
 from prunus.steps.shrink_budget import Mix, choose_mix, mixes
 from prunus.steps.shrink_observed import ObservedStep
+from prunus.steps.shrink_per_layer import UNIFORM, PerLayerCall, check_per_layer
 from prunus.steps.shrink_shapes import planned_cut
 from prunus.steps.shrink_step import CutStep
 from prunus.steps.shrink_width import AXES as WIDTHS
@@ -50,7 +52,7 @@ def shrink(
     trust_remote_code: bool = False,
     **settings: Any,
 ) -> Run:
-    """Write a smaller copy of `model` to `out`, which opens in plain transformers.
+    """Write a smaller copy of `model` to `out`, which opens in plain transformers unless `per_layer` asks otherwise.
 
     `settings` are the fields of `ShrinkSettings`: what stays along each axis (ffn=0.75, kv_groups=2, ...), score,
     refit, calibration, ... The same call again goes on where an interrupted one stopped, and returns at once when `out`
@@ -73,6 +75,10 @@ class ShrinkCall:
         self.checkpoint = open_checkpoint(model, trust_remote_code=trust)
         self.place, self.max_memory = Path(out).expanduser().absolute(), parse_memory(max_memory)
         check_place(self.place, self.checkpoint.path)
+        if layer_fields(self.checkpoint.config) is not None:
+            raise UserError(
+                f"the layers of {self.checkpoint.path} differ in width already; shrink the model that it was made from."
+            )
 
     @cached_property
     def request(self) -> str:
@@ -103,11 +109,22 @@ class ShrinkCall:
         for part in parts(settings):
             axes = axes_named(model.config, part.wishes, trust_remote_code=trust)
             kind_of(part).check(model, part, axes, self.max_memory)
-        return model, plan_cuts(model.config, settings, trust)
+        cuts = plan_cuts(model.config, settings, trust)
+        if self.has_own_widths:
+            check_per_layer(model, settings, cuts[0])
+        return model, cuts
+
+    @property
+    def has_own_widths(self) -> bool:
+        """Whether layers may differ in width."""
+        return self.settings.per_layer != UNIFORM
 
     def run(self) -> Run:
         """Each part on the result of the one before. What lies between is removed once OUT is there."""
         between = Path(f"{self.place}.steps")
+        if self.has_own_widths:
+            self._per_layer(between).run()
+            return Run.open(self.place)
         settings, mixes_seen = self._resolved(between)
         of_layers = [] if settings.layers is None else [settings.of_layers]
         todo: list[ShrinkSettings | LayersSettings] = [*of_layers, *parts(settings)]
@@ -123,6 +140,17 @@ class ShrinkCall:
             said |= {"axes": done["axes"], "before": done["before"]}
         shutil.rmtree(between, ignore_errors=True)
         return Run.open(self.place)
+
+    def _per_layer(self, between: Path) -> PerLayerCall:
+        return PerLayerCall(
+            checkpoint=self.checkpoint,
+            settings=self.settings,
+            model=_streamed(self.checkpoint, self.settings),
+            place=self.place,
+            between=between,
+            max_memory=self.max_memory,
+            request=self.request,
+        )
 
     def _make(
         self,

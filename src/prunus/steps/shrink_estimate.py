@@ -10,10 +10,12 @@ from prunus.models.axes import Axis
 from prunus.models.cut import Cut
 from prunus.settings_shrink import ShrinkSettings
 from prunus.steps.calibration_text import check_text
+from prunus.steps.held_out import HELD_OUT
 from prunus.steps.layer_step import LayersStep
 from prunus.steps.memory_plan import plan_memory
 from prunus.steps.shrink import ShrinkCall, kind_of, parts, with_mix
 from prunus.steps.shrink_budget import mixes
+from prunus.steps.shrink_per_layer import WILL
 from prunus.steps.shrink_shapes import rounded, shape_facts, weight_without_layers
 
 MIXES = "the mix will be the one of these that costs least on the calibration text (the table shows the first): {}."
@@ -56,16 +58,17 @@ def estimate_shrink(
     needs = {"gram"} if sizes.layers is not None else set[str]()
     needs = needs.union(*(kind_of(part).needs_of(part) for part in todo))
     plan = plan_memory(streamed, needs, call.settings, call.max_memory)
-    if needs and not done:
-        check_text(streamed, call.settings)
+    if (needs or call.has_own_widths) and not done:
+        check_text(streamed, call.settings, more=HELD_OUT if call.has_own_widths else 0)
     return ShrinkEstimate(
         **_shapes(call, streamed, cuts, sizes),
         groups=[_group(streamed, axis) for cut in cuts for axis in cut.axes.values()],
         memory_bytes=plan.memory_bytes,
-        disk_bytes=plan.disk_bytes,
+        disk_bytes=plan.disk_bytes + (call.checkpoint.num_bytes if call.has_own_widths else 0),
         remarks=[
             *choices,
             *(note for part, cut in zip(todo, cuts, strict=True) for note in rounded(part, cut)),
+            *([WILL] if call.has_own_widths else []),
             *([DONE.format(call.place)] if done else []),
         ],
     )

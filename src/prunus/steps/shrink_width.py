@@ -8,9 +8,11 @@ from torch import Tensor
 from prunus.errors import UserError
 from prunus.models import StreamedModel
 from prunus.models.axes import Axis
+from prunus.models.cut import ByLayer, with_own_widths
 from prunus.settings_shrink import ShrinkSettings
 from prunus.shrinking import WIDTH_SCORES
 from prunus.steps.shrink_gradients import check_gradients, gate_gradients
+from prunus.steps.shrink_shapes import differing, rounded
 from prunus.steps.shrink_step import CutStep
 from prunus.steps.shrink_width_edit import WidthEdit, axis_read
 from prunus.text.batches import TokenBatch
@@ -22,8 +24,13 @@ QUERY_HEADS = ("query_heads",)  # read by the matrix that reads the groups too, 
 class WidthStep(CutStep):
     """A `BlockStep`. Raises UserError for sizes or axes that cannot be."""
 
-    def __init__(self, settings: ShrinkSettings, model: StreamedModel) -> None:
+    def __init__(self, settings: ShrinkSettings, model: StreamedModel, widths: ByLayer | None = None) -> None:
+        """`widths`: of each layer, where they are not all alike."""
         super().__init__(settings, model)
+        if widths:
+            trust = model.checkpoint.trust_remote_code
+            self.cut = with_own_widths(model.config, self.cut, widths, trust_remote_code=trust)
+            self.notices = [*rounded(settings, self.cut), *differing(self.cut)]
         self.score = WIDTH_SCORES[settings.score]
         self.title = f"Shrink, {self.score.name}"
         self.prepares = "gate_gradient" in self.score.needs

@@ -138,7 +138,8 @@ def check_recipe(recipe: Recipe, out: Path, trust_remote_code: bool) -> None:
             make_plan(spec, METHODS[s.method], s.pattern, s.overrides, s.protect, s.head)
         if isinstance(step.settings, ShrinkSettings):
             if step.settings.layers is not None:
-                depth -= layer_budget(step.settings.of_layers, depth).count
+                first, last = step.settings.protect_first, step.settings.protect_last
+                depth -= layer_budget(step.settings.layers, depth, first=first, last=last).count
             cuts = plan_cuts(config, step.settings, trust_remote_code)
             config = cuts[-1].config if cuts else config
         texts = [text for key in ("calibration", "data", "text") for text in getattr(step.settings, key, ())]

@@ -208,7 +208,7 @@ def test_a_tensor_of_another_shape_stays_an_error(made, tmp_path):
     ("change", "sentence"),
     [
         ({"family": None}, "lacks its family or its config"),
-        ({"config": {}}, "is no list of its"),
+        ({"config": {}}, "does not describe its"),
         ({"family": "nothing"}, "unsupported architecture 'nothing'"),
     ],
 )
@@ -225,6 +225,11 @@ def test_bfloat16_and_its_own_dtype(made):
     assert load(made / "gemma2-out", dtype="bfloat16").dtype == torch.bfloat16
     with pytest.raises(UserError, match="dtype='int8' is not known; allowed are auto, float32, bfloat16"):
         load(made / "gemma2-out", dtype="int8")
+
+
+def test_transformers_is_not_let_write_what_it_would_read_back_wrong(made, tmp_path):
+    with pytest.raises(UserError, match="cannot write a model whose layers differ"):
+        load(made / "llama-out").save_pretrained(tmp_path / "saved")
 
 
 def test_an_ordinary_directory_opens_too(made):

@@ -1,10 +1,11 @@
-"""The tier of per-layer widths on disk: an ordinary directory whose config.json plain transformers refuses.
+"""The tier of layers that differ, on disk: an ordinary directory whose config.json plain transformers refuses.
 
 No config of transformers can say that layers differ, so that of such a model carries a list under `KEY`: for each
-layer, the fields in which it differs from the rest of the config. In config.json all of it stands one level down, under
-a model type that nobody knows: AutoConfig refuses it, and with it every engine that asks transformers. A model class
-that is told to read it all the same looks inside for its own model type and finds none; the size of its vocabulary is
-then a sentence, which no config takes. So nothing is ever filled up with random weights.
+layer, the fields in which it differs from the rest of the config, and the sublayers that it lacks. In config.json all
+of it stands one level down, under a model type that nobody knows: AutoConfig refuses it, and with it every engine that
+asks transformers. A model class that is told to read it all the same looks inside for its own model type and finds
+none; the size of its vocabulary is then a sentence, which no config takes. So nothing is ever filled up with random
+weights.
 """
 
 from typing import Any
@@ -14,6 +15,7 @@ from transformers import PretrainedConfig
 from prunus.errors import UserError
 
 KEY = "prunus_layers"
+WITHOUT = "without"  # in the fields of a layer: the sublayers that it has not, by kind
 MODEL_TYPE = "prunus_per_layer"
 OPENED_BY = "transformers and engines do not open it; open it with prunus.load, and measure it with prunus"
 
@@ -47,8 +49,17 @@ def unwrapped(stored: Fields, file: object) -> Fields:
 
 
 def check_layers(config: PretrainedConfig, file: object) -> None:
-    """Raises UserError when the list does not say something of every layer."""
+    """Raises UserError when the list does not say what every layer is."""
     fields, depth = layer_fields(config), config.get_text_config(decoder=True).num_hidden_layers
-    whole = isinstance(fields, list) and all(isinstance(entry, dict) for entry in fields)
+    whole = isinstance(fields, list) and all(isinstance(entry, dict) and _names_modules(entry) for entry in fields)
     if not whole or len(fields or ()) != depth:
-        raise UserError(f"{file} says {MODEL_TYPE}, but {KEY} is no list of its {depth} layers; restore it.")
+        raise UserError(f"{file} says {MODEL_TYPE}, but {KEY} does not describe its {depth} layers; restore it.")
+
+
+def _names_modules(entry: Fields) -> bool:
+    """Whether what a layer is without is named as this tier names it."""
+    without = entry.get(WITHOUT, {})
+    return isinstance(without, dict) and all(
+        isinstance(one, dict) and isinstance(one.get("module"), str) and isinstance(one.get("outputs"), int)
+        for one in without.values()
+    )

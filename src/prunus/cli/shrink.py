@@ -8,6 +8,13 @@ from prunus.cli import options as opt
 from prunus.errors import UserError
 
 Size = Annotated[str | None, typer.Option(help="What stays: a ratio (0.75) or a size (1152).")]
+Sublayer = Annotated[
+    str | None,
+    typer.Option(
+        help="How many layers keep theirs: a ratio or a number; it goes alone from the others. Such a result opens in "
+        "prunus.load and prunus alone, not in transformers or engines."
+    ),
+]
 Budget = Annotated[float | None, typer.Option(help="In place of sizes: the ratio that stays; prunus finds the mix.")]
 Score = Annotated[str, typer.Option(help="Of channels and KV groups; see `prunus methods`.")]
 ExpertScore = Annotated[str, typer.Option(help="Of experts: reap, frequency or output-norm.")]
@@ -35,6 +42,8 @@ def shrink(
     experts: Size = None,
     expert_ffn: Size = None,
     shared_ffn: Size = None,
+    attention: Sublayer = None,
+    mlp: Sublayer = None,
     parameters: Budget = None,
     decode_bytes: Budget = None,
     score: Score = "second-order",
@@ -59,6 +68,8 @@ def shrink(
 ) -> None:
     """Write a smaller copy of MODEL: fewer layers, channels, heads, dimensions or experts, an ordinary checkpoint.
 
+    Layers that differ (--per-layer, --attention, --mlp) are a tier of their own, which transformers does not open.
+
     `prunus profile MODEL` lists the axes of a model. Interrupted, the same command goes on where it stopped.
 
     Example: `prunus shrink org/model out --ffn 0.75 --kv-groups 2 --calibration wiki.txt`
@@ -76,6 +87,8 @@ def shrink(
         "experts": experts,
         "expert_ffn": expert_ffn,
         "shared_ffn": shared_ffn,
+        "attention": attention,
+        "mlp": mlp,
     }
     settings: dict[str, Any] = {
         **{axis: _size(axis, text) for axis, text in sizes.items() if text is not None},

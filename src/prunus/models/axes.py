@@ -99,7 +99,7 @@ def find_axes(config: PretrainedConfig, *, trust_remote_code: bool = False) -> t
     """
     text = config.get_text_config(decoder=True)
     if layer_fields(config) is not None:
-        return {}, {probe.axis.name: "its layers differ in width already" for probe in _probes(text)}
+        return {}, {probe.axis.name: "its layers differ already" for probe in _probes(text)}
     before = _build(config, trust_remote_code)
     axes: dict[str, Axis] = {}
     refused: dict[str, str] = {}

@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from prunus.checkpoint.per_layer import layer_fields
+from prunus.checkpoint.per_layer import WITHOUT, layer_fields
 from prunus.models.per_layer import layer_config
 
 
@@ -15,12 +15,15 @@ def max_length(config: PretrainedConfig) -> int | None:
 
 
 def kv_cache_values(config: PretrainedConfig) -> int:
-    """Keys and values that one token leaves in all layers of a model with attention in each."""
+    """Keys and values that one token leaves in all layers of a model; without attention, a mark for each."""
     layers = layer_fields(config)
     text = config.get_text_config(decoder=True)
     if layers is None:
         return int(text.num_hidden_layers) * _of_layer(text)
-    return sum(_of_layer(layer_config(config, own).get_text_config(decoder=True)) for own in layers)
+    return sum(
+        2 if "attention" in own.get(WITHOUT, {}) else _of_layer(layer_config(config, own).get_text_config(decoder=True))
+        for own in layers
+    )
 
 
 def _of_layer(text: Any) -> int:

@@ -1,4 +1,4 @@
-"""Module trees whose decoder blocks differ in width.
+"""Module trees whose decoder blocks differ.
 
 Each block is taken from a model that the family builds with the block's own sizes everywhere, so all that a block knows
 of its sizes (shapes, numbers of heads, where fused matrices are split) is the family's own doing. Around the blocks
@@ -13,7 +13,8 @@ from typing import Any
 from torch import nn
 from transformers import PretrainedConfig
 
-from prunus.checkpoint.per_layer import KEY, Fields, layer_fields
+from prunus.checkpoint.per_layer import KEY, WITHOUT, Fields, layer_fields
+from prunus.models.sublayers import take_away
 from prunus.models.trace import find_blocks
 
 
@@ -29,6 +30,7 @@ def give_own_blocks(model: Any, config: PretrainedConfig, build: Callable[[Pretr
         if key not in alike:
             alike[key] = find_blocks(build(layer_config(config, own)))[1]
         blocks[layer] = alike[key][layer]
+        take_away(blocks[layer], layer, own.get(WITHOUT, {}))
 
 
 def layer_config(config: PretrainedConfig, own: Fields) -> PretrainedConfig:
@@ -40,5 +42,6 @@ def layer_config(config: PretrainedConfig, own: Fields) -> PretrainedConfig:
     changed = copy.deepcopy(config)
     text = changed.get_text_config(decoder=True)
     for name, value in {**own, KEY: None}.items():
-        setattr(text, name, value)
+        if name != WITHOUT:
+            setattr(text, name, value)
     return changed

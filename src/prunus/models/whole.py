@@ -62,4 +62,12 @@ def _assembled(checkpoint: Checkpoint, dtype: torch.dtype | None) -> Any:
     model.tie_weights()
     if (checkpoint.path / GENERATION_CONFIG_NAME).is_file():
         model.generation_config = GenerationConfig.from_pretrained(checkpoint.path)
+    model.save_pretrained = _not_saved
     return model
+
+
+def _not_saved(*_args: Any, **_options: Any) -> None:
+    """What transformers would write, it would read back with random weights where a layer lacks something."""
+    raise UserError(
+        "transformers cannot write a model whose layers differ; keep the directory it came from, or its state_dict."
+    )

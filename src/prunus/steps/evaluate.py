@@ -66,7 +66,7 @@ def _check(settings: EvaluateSettings, checkpoints: list[Checkpoint]) -> None:
             load_tokenizer(checkpoint)
         if settings.tasks and layer_fields(checkpoint.config) is not None:
             raise UserError(
-                f"the layers of {checkpoint.path} differ in width, and lm-eval opens only what plain transformers "
+                f"the layers of {checkpoint.path} differ, and lm-eval opens only what plain transformers "
                 "opens; measure it with --text, --choices or --prompt."
             )
     if settings.tasks:

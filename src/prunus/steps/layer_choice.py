@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from prunus.errors import UserError
-from prunus.settings_shrink import LayersSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,23 +28,25 @@ class RemovedRun:
         return self.layers[-1] + 1
 
 
-def layer_budget(settings: LayersSettings, depth: int) -> LayerBudget:
-    """Raises UserError for a wish that leaves no layer, more than there are, or reaches into protected ones."""
-    wish, first, last = settings.layers, settings.protect_first, settings.protect_last
+def layer_budget(wish: int | float, depth: int, *, first: int, last: int, axis: str = "layers") -> LayerBudget:
+    """How many of `depth` go when `wish` is to stay, the first and last ones being protected.
+
+    Raises UserError for a wish that leaves no layer, more than there are, or reaches into protected ones.
+    """
     kept = wish if isinstance(wish, int) else round(wish * depth)
     least = max(first + last, 1)
     if kept > depth:
-        raise UserError(f"layers={wish} was asked for, but the model has {depth}; take {least} to {depth - 1}.")
+        raise UserError(f"{axis}={wish} was asked for, but the model has {depth}; take {least} to {depth - 1}.")
     if kept == depth:
-        raise UserError(f"layers={wish} keeps all {depth} layers; take {least} to {depth - 1}, or a ratio below 1.")
+        raise UserError(f"{axis}={wish} keeps all {depth} layers; take {least} to {depth - 1}, or a ratio below 1.")
     if least > depth - 1:
         raise UserError(
-            f"layers={wish} was asked for, but the first {first} and the last {last} of {depth} layers are protected; "
+            f"{axis}={wish} was asked for, but the first {first} and the last {last} of {depth} layers are protected; "
             "protect fewer."
         )
     if kept < least:
         raise UserError(
-            f"layers={wish} would leave {kept} of {depth}, but the first {first} and the last {last} are protected; "
+            f"{axis}={wish} would leave {kept} of {depth}, but the first {first} and the last {last} are protected; "
             f"take {least} to {depth - 1}, or protect fewer."
         )
     return LayerBudget(depth, depth - kept, tuple(range(first, depth - last)))

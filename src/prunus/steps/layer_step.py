@@ -37,7 +37,8 @@ class LayersStep:
         self.settings = settings
         self.score = LAYER_SCORES[settings.score]
         self.model = StreamedModel(checkpoint, dtype=choose_dtype(settings.dtype, device, width), device=device)
-        self.budget = layer_budget(settings, len(self.model.spec.blocks))
+        first, last = settings.protect_first, settings.protect_last
+        self.budget = layer_budget(settings.layers, len(self.model.spec.blocks), first=first, last=last)
         LayerNumbers.found_in(self.model.block_keys(), self.model.spec.family)
         for kept in trial_choices(self.budget.depth, self.budget.removable, self.budget.count):
             fields_without(checkpoint.config, kept, trust_remote_code=checkpoint.trust_remote_code)

@@ -27,9 +27,10 @@ from prunus.steps.calibration_text import calibration_batch
 from prunus.steps.identity import identity
 from prunus.steps.layer_step import LayersStep
 from prunus.steps.remove_layers import LayerJob
+from prunus.steps.remove_sublayers import SublayerStep
 from prunus.steps.shrink_budget import Mix, choose_mix, mixes
 from prunus.steps.shrink_observed import ObservedStep
-from prunus.steps.shrink_per_layer import UNIFORM, PerLayerCall, check_per_layer
+from prunus.steps.shrink_per_layer import UNIFORM, PerLayerCall, check_per_layer, check_tier
 from prunus.steps.shrink_shapes import planned_cut
 from prunus.steps.shrink_step import CutStep
 from prunus.steps.shrink_width import AXES as WIDTHS
@@ -52,8 +53,9 @@ def shrink(
     trust_remote_code: bool = False,
     **settings: Any,
 ) -> Run:
-    """Write a smaller copy of `model` to `out`, which opens in plain transformers unless `per_layer` asks otherwise.
+    """Write a smaller copy of `model` to `out`, which opens in plain transformers.
 
+    The exceptions are `per_layer`, `attention` and `mlp`: layers that differ open in `prunus.load` and prunus alone.
     `settings` are the fields of `ShrinkSettings`: what stays along each axis (ffn=0.75, kv_groups=2, ...), score,
     refit, calibration, ... The same call again goes on where an interrupted one stopped, and returns at once when `out`
     is already its result. Raises UserError for anything the user can mend, before weights are read.
@@ -77,7 +79,7 @@ class ShrinkCall:
         check_place(self.place, self.checkpoint.path)
         if layer_fields(self.checkpoint.config) is not None:
             raise UserError(
-                f"the layers of {self.checkpoint.path} differ in width already; shrink the model that it was made from."
+                f"the layers of {self.checkpoint.path} differ already; shrink the model that it was made from."
             )
 
     @cached_property
@@ -102,6 +104,10 @@ class ShrinkCall:
         trust = self.checkpoint.trust_remote_code
         model = _streamed(self.checkpoint, self.settings)
         settings = self.settings
+        if settings.sublayers:
+            check_tier(model)
+            SublayerStep(settings, model)
+            return model, []
         if settings.budget:
             settings = with_mix(settings, mixes(model, settings)[0])
         if settings.layers is not None:
@@ -125,6 +131,8 @@ class ShrinkCall:
         if self.has_own_widths:
             self._per_layer(between).run()
             return Run.open(self.place)
+        if self.settings.sublayers:
+            return self._without_sublayers()
         settings, mixes_seen = self._resolved(between)
         of_layers = [] if settings.layers is None else [settings.of_layers]
         todo: list[ShrinkSettings | LayersSettings] = [*of_layers, *parts(settings)]
@@ -139,6 +147,14 @@ class ShrinkCall:
             done = Run.open(target).last_step
             said |= {"axes": done["axes"], "before": done["before"]}
         shutil.rmtree(between, ignore_errors=True)
+        return Run.open(self.place)
+
+    def _without_sublayers(self) -> Run:
+        output = OutputDirectory(self.place, self.checkpoint, identity(self.settings))
+        step = SublayerStep(self.settings, _streamed(self.checkpoint, self.settings))
+        step.of_call = {"request": self.request}
+        with output:
+            BlockJob(step.model, step, self.max_memory).run(output)
         return Run.open(self.place)
 
     def _per_layer(self, between: Path) -> PerLayerCall:

@@ -40,9 +40,17 @@ WILL = (
 
 def check_per_layer(model: StreamedModel, settings: ShrinkSettings, cut: Cut) -> None:
     """Raise UserError for what cannot be, before weights are read."""
-    if model.checkpoint.trust_remote_code and getattr(model.config, "auto_map", None):
-        raise UserError("--per-layer is not there for models that bring code of their own; leave it out.")
+    check_tier(model)
     width_budgets(model, settings, cut)
+
+
+def check_tier(model: StreamedModel) -> None:
+    """Raise UserError for a model of which no result with layers that differ could be opened."""
+    if model.checkpoint.trust_remote_code and getattr(model.config, "auto_map", None):
+        raise UserError(
+            f"{model.checkpoint.path} brings code of its own, so layers of its results cannot differ; leave "
+            "--per-layer, --attention and --mlp out."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

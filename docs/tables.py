@@ -112,11 +112,6 @@ def one_shot_widths() -> str:
     return _conditions() + _smaller("ffn ", "kv ")
 
 
-def one_shot_depths() -> str:
-    """What every score of layers costs; measured as the widths."""
-    return _smaller("layers ")
-
-
 def recoveries() -> str:
     """What training brings back, by what it is trained on; measured as the widths."""
     return _smaller("width-20", "zeros-50", "depth-20")
@@ -143,14 +138,14 @@ def _smaller(*prefixes: str) -> str:
         "row": lambda row: row["row"],
         "perplexity": lambda row: _short(row["perplexity"]),
         "other text": lambda row: _short(row["perplexity_other"]) if "perplexity_other" in row else "",
-        "KL": lambda row: f"{row['kl']:.3f}",
+        "KL": lambda row: f"{row['kl']:.3f}" if "kl" in row else "",
         "came back": lambda row: f"{row['recovered']:.0%}" if "recovered" in row else "",
         "tokens trained": lambda row: f"{row['tokens']:,}" if row["tokens"] else "",
         "zeros before, after": lambda row: (
             f"{row['zeros_before']:,}, {row['zeros_after']:,}" if row.get("zeros_before") else ""
         ),
-        "seconds of each step": lambda row: ", ".join(f"{seconds:.0f}" for seconds in row["seconds"]),
-        "peak GiB": lambda row: f"{max(row['peak_gib']):.2f}",
+        "seconds of each step": lambda row: ", ".join(f"{seconds:.0f}" for seconds in row.get("seconds", ())),
+        "peak GiB": lambda row: f"{max(row['peak_gib']):.2f}" if "peak_gib" in row else "",
     }
     cells = {name: [cell(row) for row in rows] for name, cell in columns.items()}
     filled = {name: column for name, column in cells.items() if any(column)}
@@ -215,7 +210,6 @@ PARTS: dict[str, Callable[[], str]] = {
     "seconds": seconds,
     "mixes": mixes,
     "one_shot_widths": one_shot_widths,
-    "one_shot_depths": one_shot_depths,
     "recoveries": recoveries,
     "rounds": rounds,
     "families": families,

@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from prunus.errors import UserError
+    from prunus.models.whole import load
     from prunus.pipeline import run
     from prunus.result import Run
     from prunus.steps.bench import bench
@@ -29,6 +30,7 @@ _HOMES = {
     "bench": "prunus.steps.bench",
     "estimate": "prunus.steps.sparsify",
     "evaluate": "prunus.steps.evaluate",
+    "load": "prunus.models.whole",
     "profile": "prunus.steps.profile",
     "recover": "prunus.steps.recover",
     "report": "prunus.steps.report",
@@ -42,6 +44,7 @@ __all__ = [
     "bench",
     "estimate",
     "evaluate",
+    "load",
     "profile",
     "recover",
     "report",

@@ -11,8 +11,8 @@ from prunus.checkpoint import OutputDirectory, read_record
 from prunus.checkpoint.record import new_record
 from prunus.machine_choice import DTYPES, parse_memory
 from prunus.models.limits import max_length
+from prunus.models.whole import load_whole
 from prunus.recovery.data import TrainingText, training_text
-from prunus.recovery.teacher import load_whole
 from prunus.result import Run
 from prunus.settings import RecoverSettings
 from prunus.steps.identity import identity

@@ -15,6 +15,7 @@ from transformers import PretrainedConfig
 
 from prunus.checkpoint import Checkpoint, OutputDirectory, open_checkpoint, read_record
 from prunus.checkpoint.output import check_place, fingerprint, full_disk_is_an_error
+from prunus.checkpoint.per_layer import layer_fields
 from prunus.checkpoint.record import write_json
 from prunus.errors import UserError
 from prunus.machine_choice import DTYPES, choose_device, choose_dtype, parse_memory
@@ -27,8 +28,10 @@ from prunus.steps.calibration_text import calibration_batch
 from prunus.steps.identity import identity
 from prunus.steps.layer_step import LayersStep
 from prunus.steps.remove_layers import LayerJob
+from prunus.steps.remove_sublayers import SublayerStep
 from prunus.steps.shrink_budget import Mix, choose_mix, mixes
 from prunus.steps.shrink_observed import ObservedStep
+from prunus.steps.shrink_per_layer import UNIFORM, PerLayerCall, check_per_layer, check_tier
 from prunus.steps.shrink_shapes import planned_cut
 from prunus.steps.shrink_step import CutStep
 from prunus.steps.shrink_width import AXES as WIDTHS
@@ -53,6 +56,7 @@ def shrink(
 ) -> Run:
     """Write a smaller copy of `model` to `out`, which opens in plain transformers.
 
+    The exceptions are `per_layer`, `attention` and `mlp`: layers that differ open in `prunus.load` and prunus alone.
     `settings` are the fields of `ShrinkSettings`: what stays along each axis (ffn=0.75, kv_groups=2, ...), score,
     refit, calibration, ... The same call again goes on where an interrupted one stopped, and returns at once when `out`
     is already its result. Raises UserError for anything the user can mend, before weights are read.
@@ -74,6 +78,10 @@ class ShrinkCall:
         self.checkpoint = open_checkpoint(model, trust_remote_code=trust)
         self.place, self.max_memory = Path(out).expanduser().absolute(), parse_memory(max_memory)
         check_place(self.place, self.checkpoint.path)
+        if layer_fields(self.checkpoint.config) is not None:
+            raise UserError(
+                f"the layers of {self.checkpoint.path} differ already; shrink the model that it was made from."
+            )
 
     @cached_property
     def request(self) -> str:
@@ -103,6 +111,10 @@ class ShrinkCall:
         trust = self.checkpoint.trust_remote_code
         model = self._streamed(self.checkpoint)
         settings = self.settings
+        if settings.sublayers:
+            check_tier(model)
+            SublayerStep(settings, model)
+            return model, []
         if settings.budget:
             settings = with_mix(settings, mixes(model, settings)[0])
         if settings.layers is not None:
@@ -110,11 +122,24 @@ class ShrinkCall:
         for part in parts(settings):
             axes = axes_named(model.config, part.wishes, trust_remote_code=trust)
             kind_of(part).check(model, part, axes, self.max_memory)
-        return model, plan_cuts(model.config, settings, trust)
+        cuts = plan_cuts(model.config, settings, trust)
+        if self.has_own_widths:
+            check_per_layer(model, settings, cuts[0])
+        return model, cuts
+
+    @property
+    def has_own_widths(self) -> bool:
+        """Whether layers may differ in width."""
+        return self.settings.per_layer != UNIFORM
 
     def run(self) -> Run:
         """Each part on the result of the one before. What lies between is removed once OUT is there."""
         between = Path(f"{self.place}.steps")
+        if self.has_own_widths:
+            self._per_layer(between).run()
+            return Run.open(self.place)
+        if self.settings.sublayers:
+            return self._without_sublayers()
         settings, mixes_seen = self._resolved(between)
         of_layers = [] if settings.layers is None else [settings.of_layers]
         todo: list[ShrinkSettings | LayersSettings] = [*of_layers, *parts(settings)]
@@ -131,6 +156,25 @@ class ShrinkCall:
             said |= {"axes": done["axes"], "before": done["before"]}
         shutil.rmtree(between, ignore_errors=True)
         return Run.open(self.place)
+
+    def _without_sublayers(self) -> Run:
+        output = OutputDirectory(self.place, self.checkpoint, identity(self.settings))
+        step = SublayerStep(self.settings, self._streamed(self.checkpoint))
+        step.of_call = {"request": self.request}
+        with output:
+            BlockJob(step.model, step, self.max_memory).run(output)
+        return Run.open(self.place)
+
+    def _per_layer(self, between: Path) -> PerLayerCall:
+        return PerLayerCall(
+            checkpoint=self.checkpoint,
+            settings=self.settings,
+            model=self._streamed(self.checkpoint),
+            place=self.place,
+            between=between,
+            max_memory=self.max_memory,
+            request=self.request,
+        )
 
     def _make(
         self,

@@ -7,7 +7,7 @@ in fp32 of the weights that belong to units, each added up and dropped as soon a
 Letters: N = sequences, T = tokens, I = inputs of a reader, U = units, V = vocabulary.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any
 
@@ -21,10 +21,18 @@ from prunus.models.axes import Axis
 from prunus.models.limits import kv_cache_values
 from prunus.progress import progress
 from prunus.steps.calibration_text import whole_model
-from prunus.steps.shrink_width_edit import axis_read, input_dim
+from prunus.steps.shrink_width_edit import FromTheLoss, axis_read, input_dim
 from prunus.text.batches import TokenBatch
 
 Axes = Mapping[str, Axis]
+
+
+def from_the_loss(model: StreamedModel, axes: Axes, batch: TokenBatch, needs: Collection[str]) -> FromTheLoss:
+    """What scores with these needs want of the loss; nothing where they do not look at it."""
+    return FromTheLoss(
+        gate_gradients(model, axes, batch) if "gate_gradient" in needs else {},
+        weight_taylor(model, axes, batch) if "weight_gradient" in needs else {},
+    )
 
 
 def gate_gradients(model: StreamedModel, axes: Axes, batch: TokenBatch) -> dict[str, Tensor]:

@@ -3,17 +3,17 @@
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
-
 from prunus.errors import UserError
 from prunus.models import StreamedModel
 from prunus.models.axes import Axis
+from prunus.models.cut import ByLayer, with_own_widths
 from prunus.settings_shrink import ShrinkSettings
 from prunus.shrinking import WIDTH_SCORES
 from prunus.shrinking.units import FROM_THE_LOSS
-from prunus.steps.shrink_gradients import check_gradients, gate_gradients, weight_taylor
+from prunus.steps.shrink_gradients import check_gradients, from_the_loss
+from prunus.steps.shrink_shapes import differing, rounded
 from prunus.steps.shrink_step import CutStep
-from prunus.steps.shrink_width_edit import WidthEdit, axis_read
+from prunus.steps.shrink_width_edit import FromTheLoss, WidthEdit, axis_read
 from prunus.text.batches import TokenBatch
 
 AXES = ("kv_groups", "ffn", "expert_ffn", "shared_ffn")
@@ -23,14 +23,18 @@ QUERY_HEADS = ("query_heads",)  # read by the matrix that reads the groups too, 
 class WidthStep(CutStep):
     """A `BlockStep`. Raises UserError for sizes or axes that cannot be."""
 
-    def __init__(self, settings: ShrinkSettings, model: StreamedModel) -> None:
+    def __init__(self, settings: ShrinkSettings, model: StreamedModel, widths: ByLayer | None = None) -> None:
+        """`widths`: of each layer, where they are not all alike."""
         super().__init__(settings, model)
+        if widths:
+            trust = model.checkpoint.trust_remote_code
+            self.cut = with_own_widths(model.config, self.cut, widths, trust_remote_code=trust)
+            self.notices = [*rounded(settings, self.cut), *differing(self.cut)]
         self.score = WIDTH_SCORES[settings.score]
         self.title = f"Shrink, {self.score.name}"
         self.prepares = bool(FROM_THE_LOSS & set(self.score.needs))
         self.needs = self.needs_of(settings) - FROM_THE_LOSS
-        self._gate_gradients: Mapping[str, Tensor] = {}
-        self._weight_taylor: Mapping[str, Tensor] = {}
+        self._loss = FromTheLoss()
 
     @staticmethod
     def needs_of(settings: ShrinkSettings) -> set[str]:
@@ -45,14 +49,11 @@ class WidthStep(CutStep):
 
     def prepare(self, batch: TokenBatch, rows: list[dict[str, Any]]) -> None:
         """Scores that look at the loss see the model as it was: one backward pass before anything is cut."""
-        if "weight_gradient" in self.score.needs:
-            self._weight_taylor = weight_taylor(self.model, self.cut.axes, batch)
-        else:
-            self._gate_gradients = gate_gradients(self.model, self.cut.axes, batch)
+        self._loss = from_the_loss(self.model, self.cut.axes, batch, self.score.needs)
 
     def edit(self, rows: list[dict[str, Any]]) -> WidthEdit:
         self.rows = rows
-        return WidthEdit(self.score, self.settings.refit, self.cut, self._gate_gradients, self._weight_taylor, rows)
+        return WidthEdit(self.score, self.settings.refit, self.cut, self._loss, rows)
 
     def remarks(self, rows: list[dict[str, Any]]) -> list[str]:
         unseen = [row["name"] for row in rows if row["tokens"] == 0]

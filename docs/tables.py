@@ -122,6 +122,24 @@ def rounds() -> str:
     return _smaller("width-40")
 
 
+def speeds() -> str:
+    """Decode speed of shrunk models beside the bytes they save; from what `benchmarks/shrink_speed.py` measured."""
+    rows = _measured("shrink_speed")
+    cells = (
+        (
+            row["shrunk"],
+            f"{row['parameters'] / row['dense_parameters']:.2f}",
+            f"{row['bytes_ratio']:.2f}",
+            f"{row['speedup']['median']:.2f} ({row['speedup']['low']:.2f} to {row['speedup']['high']:.2f})",
+            f"{row['kept']:.2f}",
+            f"{row['prefill_speedup']:.2f}",
+        )
+        for row in rows
+    )
+    columns = ("removed, %", "parameters", "bytes, dense / shrunk", "decode speed-up (95%)", "of the bytes", "prefill")
+    return _table(columns, cells)
+
+
 def _conditions() -> str:
     """Of all rows that `benchmarks/smaller.py` measured."""
     rows = _measured("smaller")
@@ -212,6 +230,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "one_shot_widths": one_shot_widths,
     "recoveries": recoveries,
     "rounds": rounds,
+    "speeds": speeds,
     "families": families,
     "files": files,
 }

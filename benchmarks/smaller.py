@@ -7,7 +7,7 @@ WORK. The groups of rows, for --only:
                groups with 240 channels
     depth      6 of 30 layers by every layer score, with and without the fold
     recovery   after one cut or 50% zeros: the dense model's distribution (distil, --loss logits), the next token of
-               the text (fine-tune, --loss ce), or both (--loss logits,ce=0.5), on the same number of tokens; or the
+               the text (fine-tune, --loss ce), or both (--loss logits,ce=0.2), on the same number of tokens; or the
                first on as many tokens of all of --train and --more-train
     rounds     816 of 1536 channels (40% of the parameters outside the embedding) at once and in rounds, each round
                followed by its share of the same number of tokens
@@ -36,7 +36,7 @@ from peers import demo_model, prunus
 SAMPLES, LENGTH, WINDOWS = 64, 1024, 16
 SCORES = ("second-order", "flap", "activation", "taylor", "fisher", "magnitude")
 LAYER_SCORES = ("angular", "block-influence", "greedy-kl", "greedy-kl-folded")
-LOSSES = {"distil": "logits", "distil and text": "logits,ce=0.5", "fine-tune": "ce"}
+LOSSES = {"distil": "logits", "distil and text": "logits,ce=0.2", "fine-tune": "ce"}
 ROUNDS = {"at once": (720,), "2 rounds": (1128, 720), "4 rounds": (1332, 1128, 924, 720)}
 
 MORE = "--more-train"  # stands for the --data of that text

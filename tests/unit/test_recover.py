@@ -15,6 +15,7 @@ from prunus.checkpoint import read_record
 from prunus.errors import UserError
 from prunus.recovery import block_wise, progress_files, trainer
 from prunus.recovery.data import order
+from prunus.recovery.trainer import held_out_goal
 from recovery_case import SETTINGS, Case, make_case, weights
 
 SERVER = multiprocessing.get_context("forkserver")
@@ -56,7 +57,7 @@ def curve(run: prunus.Run) -> list[float]:
 def test_held_out_loss_falls_and_no_zero_comes_back(case, tmp_path, settings):
     run = case.recover(tmp_path / "out", **settings)
     step = run.last_step
-    goal = "nll" if settings.get("loss") == ("ce",) and "kl" not in step["held_out_before"] else "kl"
+    goal = "nll" if settings.get("loss") == ("ce",) else "kl"
     assert step["held_out_after"][goal] < step["held_out_before"][goal]
     old, new = weights(case.sparse), weights(run.path)
     assert {name: (t.shape, t.dtype) for name, t in new.items()} == {n: (t.shape, t.dtype) for n, t in old.items()}
@@ -156,6 +157,19 @@ def test_killed_it_goes_on_and_ends_the_same(case, tmp_path, killed, settings):
     if "loss" not in settings:
         rows = [json.loads(line) for line in (killed_run.path / "metrics.jsonl").read_text().splitlines()]
         assert [row["step"] for row in rows if "loss" in row] == list(range(1, 21))
+
+
+@pytest.mark.parametrize(
+    ("losses", "goal"),
+    [
+        ({"logits": 1.0}, 0.5),
+        ({"ce": 2.0}, 6.0),
+        ({"logits": 1.0, "ce": 0.5, "hidden": 9.0}, 2.0),
+        ({"hidden": 1.0}, 0.5),
+    ],
+)
+def test_the_best_evaluation_is_the_best_by_what_is_trained(losses, goal):
+    assert held_out_goal({"nll": 3.0, "kl": 0.5}, losses) == goal
 
 
 def test_the_result_is_the_best_step_and_no_gain_stops_early(case, tmp_path):

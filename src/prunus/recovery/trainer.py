@@ -67,6 +67,17 @@ def make_optimizer(model: nn.Module, lr: float, weight_decay: float) -> torch.op
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=BETAS, fused=True)
 
 
+def held_out_goal(found: dict[str, float], losses: dict[str, float]) -> float:
+    """What decides which evaluation is the best: the losses that are trained, weighed as they are.
+
+    KL alone would call text that the teacher does not predict a loss, and hand back the weights of the start. Hidden
+    states are judged by the predictions they lead to.
+    """
+    of_losses = {"ce": "nll", "logits": "kl"}
+    trained = [weight * found[of_losses[name]] for name, weight in losses.items() if name in of_losses]
+    return sum(trained) if trained else found.get("kl", found["nll"])
+
+
 def thinned(rows: list[dict[str, float]]) -> list[dict[str, float]]:
     """About CURVE_POINTS rows at most, evenly spread, the last one among them."""
     every = max(len(rows) // CURVE_POINTS, 1)
@@ -217,7 +228,7 @@ class Trainer:
         with self._timed("held-out"):
             found = self._held_out()
         self._check_held_out(found)
-        goal = found.get("kl", found["nll"])
+        goal = held_out_goal(found, self.plan.losses)
         progress.evaluations.append({"step": progress.step, **found})
         self.metrics.write({"step": progress.step, "held_out": found})
         if progress.best is None or goal < progress.best:

@@ -117,11 +117,6 @@ def recoveries() -> str:
     return _smaller("width-20", "zeros-50", "depth-20")
 
 
-def rounds() -> str:
-    """One large cut beside several small ones; measured as the widths."""
-    return _smaller("width-40")
-
-
 def speeds() -> str:
     """Decode speed of shrunk models beside the bytes they save; from what `benchmarks/shrink_speed.py` measured."""
     rows = _measured("shrink_speed")
@@ -229,7 +224,6 @@ PARTS: dict[str, Callable[[], str]] = {
     "mixes": mixes,
     "one_shot_widths": one_shot_widths,
     "recoveries": recoveries,
-    "rounds": rounds,
     "speeds": speeds,
     "families": families,
     "files": files,

@@ -1,0 +1,53 @@
+"""Whether a model's shapes fit a GGUF type, from its skeleton alone: before any weight is read.
+
+A quantized row is cut into blocks of 32 weights, or 256 in the K-quants. llama.cpp writes what does not fit as another
+type without an error; here that is refused, or said by name beforehand.
+"""
+
+from prunus.errors import UserError
+from prunus.exporting.gguf_types import BLOCK, GgufType
+from prunus.models.spec import ModelSpec
+
+
+def check_uniform(spec: ModelSpec) -> None:
+    """Refuse widths that differ from layer to layer: llama.cpp reads one width of each kind for all layers."""
+    shapes: dict[str, tuple[int, int]] = {}
+    for block, linear in spec.matrices:
+        first = shapes.setdefault(linear.projection, linear.shape)
+        if linear.shape != first:
+            raise UserError(
+                f"the layers differ in width: {block.full_name(linear)} is {_by(linear.shape)}, in an earlier layer it "
+                f"is {_by(first)}, and llama.cpp reads one width for all; shrink without per-layer widths."
+            )
+
+
+def check_widths(spec: ModelSpec, hidden_size: int, kind: GgufType) -> list[str]:
+    """Notes on matrices that will fall back to another type. Raises UserError for rows that no quantized type takes."""
+    if kind.rows == 1:
+        return []
+    rows = {"the embedding": hidden_size} | {linear.projection: linear.shape[1] for _, linear in spec.matrices}
+    for name, width in rows.items():
+        if width % BLOCK:
+            raise UserError(
+                f"rows of {name} have {width} weights, and {kind.name} needs a multiple of {BLOCK}: shrink to "
+                f"{' or '.join(map(str, _nearest(width, BLOCK)))} instead, or export to gguf:f16."
+            )
+    return [_note(width, rows, kind) for width in sorted(set(rows.values())) if width % kind.rows]
+
+
+def _note(width: int, rows: dict[str, int], kind: GgufType) -> str:
+    names = ", ".join(name for name, own in rows.items() if own == width)
+    return (
+        f"rows of {width} weights are no multiple of {kind.rows}: llama.cpp writes {names} as {kind.fallback}, or "
+        f"wider, instead of {kind.name}; a width of {' or '.join(map(str, _nearest(width, kind.rows)))} would avoid it."
+    )
+
+
+def _nearest(width: int, multiple: int) -> list[int]:
+    """The multiples around a width, without zero."""
+    below = width // multiple * multiple
+    return [value for value in (below, below + multiple) if value]
+
+
+def _by(shape: tuple[int, int]) -> str:
+    return " x ".join(map(str, shape))

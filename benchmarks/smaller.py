@@ -6,8 +6,9 @@ WORK. The groups of rows, for --only:
     width      408 of 1536 FFN channels of every layer by every score, with and without the refit; and one of three KV
                groups with 240 channels
     depth      6 of 30 layers by every layer score, with and without the fold
-    recovery   after one cut or 50% zeros: the dense model's distribution (distil, --loss logits), or the next token of
-               the text (fine-tune, --loss ce), on the same number of tokens
+    recovery   after one cut or 50% zeros: the dense model's distribution (distil, --loss logits), the next token of
+               the text (fine-tune, --loss ce), or both (--loss logits,ce=0.5), on the same number of tokens; or the
+               first on as many tokens of all of --train and --more-train
     rounds     816 of 1536 channels (40% of the parameters outside the embedding) at once and in rounds, each round
                followed by its share of the same number of tokens
 
@@ -17,8 +18,8 @@ log-perplexity that came back. Seconds and peaks are what each step's own record
 RESULTS; a row that is there is skipped. docs/measured/smaller.jsonl is such a file, and `make docs` makes the tables in
 docs/results.md from it.
 
-usage: smaller.py RESULTS.jsonl WORK --train TRAIN.txt --test TEST.txt [--other OTHER.jsonl] [--model DIR]
-                  [--only width,"zeros-50 distil"] [--tokens 147456] [--lr 1e-4] [--batch-tokens 2048]
+usage: smaller.py RESULTS.jsonl WORK --train TRAIN.txt --test TEST.txt [--other OTHER.jsonl] [--more-train TEXT ...]
+                  [--model DIR] [--only width,"zeros-50 distil"] [--tokens 147456] [--lr 1e-4] [--batch-tokens 2048]
                   [--length 512] [--warm-up 0.15]
 """
 
@@ -35,8 +36,10 @@ from peers import demo_model, prunus
 SAMPLES, LENGTH, WINDOWS = 64, 1024, 16
 SCORES = ("second-order", "flap", "activation", "taylor", "fisher", "magnitude")
 LAYER_SCORES = ("angular", "block-influence", "greedy-kl", "greedy-kl-folded")
-LOSSES = {"distil": "logits", "fine-tune": "ce"}
+LOSSES = {"distil": "logits", "distil and text": "logits,ce=0.5", "fine-tune": "ce"}
 ROUNDS = {"at once": (720,), "2 rounds": (1128, 720), "4 rounds": (1332, 1128, 924, 720)}
+
+MORE = "--more-train"  # stands for the --data of that text
 
 Step = tuple[object, ...]  # verb and options
 
@@ -74,6 +77,7 @@ def recoveries(tokens: int) -> dict[str, list[Step]]:
     for cut, step in cuts.items():
         rows[cut] = [step]
         rows |= {f"{cut} {name}": [step, recover(loss, tokens)] for name, loss in LOSSES.items()}
+        rows[f"{cut} distil on more text"] = [step, ("recover", MORE, *recover("logits", tokens)[1:])]
     return rows
 
 
@@ -102,9 +106,16 @@ def run_chain(args: argparse.Namespace, steps: list[Step]) -> tuple[Path, list[d
     for verb, *options in steps:
         name += re.sub(r"[^a-z0-9.]+", "-", f"+{' '.join(map(str, (verb, *options)))}")
         out = args.work / name.strip("-")
-        results.append(result_of(prunus(verb, model, out, *options, *extra_options(args, str(verb)))))
+        given = [part for option in options for part in (more_text(args) if option == MORE else (option,))]
+        results.append(result_of(prunus(verb, model, out, *given, *extra_options(args, str(verb)))))
         model = out
     return model, results
+
+
+def more_text(args: argparse.Namespace) -> list[object]:
+    if not args.more_train:
+        raise SystemExit("rows that train on more text need --more-train")
+    return [part for text in args.more_train for part in ("--data", text)]
 
 
 def extra_options(args: argparse.Namespace, verb: str) -> tuple[object, ...]:
@@ -158,6 +169,7 @@ def main() -> None:
     parser.add_argument("results", type=Path)
     parser.add_argument("work", type=Path)
     parser.add_argument("--train", required=True)
+    parser.add_argument("--more-train", action="append", default=[], help="repeatable")
     parser.add_argument("--test", required=True)
     parser.add_argument("--other", help="text of another kind than that trained on, for one more perplexity")
     parser.add_argument("--model", help="default: the demo's model")

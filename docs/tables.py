@@ -112,11 +112,6 @@ def one_shot_widths() -> str:
     return _conditions() + _smaller("ffn ", "kv ")
 
 
-def one_shot_depths() -> str:
-    """What every score of layers costs; measured as the widths."""
-    return _smaller("layers ")
-
-
 def recoveries() -> str:
     """What training brings back, by what it is trained on; measured as the widths."""
     return _smaller("width-20", "zeros-50", "depth-20")
@@ -125,6 +120,24 @@ def recoveries() -> str:
 def rounds() -> str:
     """One large cut beside several small ones; measured as the widths."""
     return _smaller("width-40")
+
+
+def speeds() -> str:
+    """Decode speed of shrunk models beside the bytes they save; from what `benchmarks/shrink_speed.py` measured."""
+    rows = _measured("shrink_speed")
+    cells = (
+        (
+            row["shrunk"],
+            f"{row['parameters'] / row['dense_parameters']:.2f}",
+            f"{row['bytes_ratio']:.2f}",
+            f"{row['speedup']['median']:.2f} ({row['speedup']['low']:.2f} to {row['speedup']['high']:.2f})",
+            f"{row['kept']:.2f}",
+            f"{row['prefill_speedup']:.2f}",
+        )
+        for row in rows
+    )
+    columns = ("removed, %", "parameters", "bytes, dense / shrunk", "decode speed-up (95%)", "of the bytes", "prefill")
+    return _table(columns, cells)
 
 
 def _conditions() -> str:
@@ -143,14 +156,14 @@ def _smaller(*prefixes: str) -> str:
         "row": lambda row: row["row"],
         "perplexity": lambda row: _short(row["perplexity"]),
         "other text": lambda row: _short(row["perplexity_other"]) if "perplexity_other" in row else "",
-        "KL": lambda row: f"{row['kl']:.3f}",
+        "KL": lambda row: f"{row['kl']:.3f}" if "kl" in row else "",
         "came back": lambda row: f"{row['recovered']:.0%}" if "recovered" in row else "",
         "tokens trained": lambda row: f"{row['tokens']:,}" if row["tokens"] else "",
         "zeros before, after": lambda row: (
             f"{row['zeros_before']:,}, {row['zeros_after']:,}" if row.get("zeros_before") else ""
         ),
-        "seconds of each step": lambda row: ", ".join(f"{seconds:.0f}" for seconds in row["seconds"]),
-        "peak GiB": lambda row: f"{max(row['peak_gib']):.2f}",
+        "seconds of each step": lambda row: ", ".join(f"{seconds:.0f}" for seconds in row.get("seconds", ())),
+        "peak GiB": lambda row: f"{max(row['peak_gib']):.2f}" if "peak_gib" in row else "",
     }
     cells = {name: [cell(row) for row in rows] for name, cell in columns.items()}
     filled = {name: column for name, column in cells.items() if any(column)}
@@ -215,9 +228,9 @@ PARTS: dict[str, Callable[[], str]] = {
     "seconds": seconds,
     "mixes": mixes,
     "one_shot_widths": one_shot_widths,
-    "one_shot_depths": one_shot_depths,
     "recoveries": recoveries,
     "rounds": rounds,
+    "speeds": speeds,
     "families": families,
     "files": files,
 }

@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from prunus.errors import UserError
+    from prunus.models.whole import load
     from prunus.pipeline import run
     from prunus.result import Run
     from prunus.steps.bench import bench
@@ -31,6 +32,7 @@ _HOMES = {
     "estimate": "prunus.steps.sparsify",
     "evaluate": "prunus.steps.evaluate",
     "export": "prunus.steps.export",
+    "load": "prunus.models.whole",
     "profile": "prunus.steps.profile",
     "recover": "prunus.steps.recover",
     "report": "prunus.steps.report",
@@ -45,6 +47,7 @@ __all__ = [
     "estimate",
     "evaluate",
     "export",
+    "load",
     "profile",
     "recover",
     "report",

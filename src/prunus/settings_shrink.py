@@ -1,6 +1,6 @@
 """The settings of `shrink`: what stays along which axis, and how it is chosen."""
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -12,8 +12,10 @@ from prunus.shrinking.expert_scores import EXPERT_SCORES
 DEFAULT_WIDTH_SCORE = "second-order"
 DEFAULT_EXPERT_SCORE = "reap"
 DEFAULT_LAYER_SCORE = "angular"
+PER_LAYER_AXES = ("ffn", "kv_groups")  # that can differ from layer to layer
+SUBLAYERS = ("attention", "mlp")  # that can go without the rest of their layer
 # In the order they are cut
-AXES = ("layers", "hidden", "experts", "kv_groups", "ffn", "expert_ffn", "shared_ffn", "query_heads")
+AXES = ("layers", "hidden", "experts", "kv_groups", "ffn", "expert_ffn", "shared_ffn", "query_heads", *SUBLAYERS)
 
 
 class LayersSettings(CalibratedSettings):
@@ -60,10 +62,12 @@ class ShrinkSettings(CalibratedSettings):
     expert_ffn: int | float | None = None
     shared_ffn: int | float | None = None
     query_heads: int | float | None = None
+    attention: int | float | None = None  # of how many layers; the rest goes alone
+    mlp: int | float | None = None
     parameters: float | None = Field(None, gt=0, lt=1)  # a budget, as a ratio that stays, in place of axes
     decode_bytes: float | None = Field(None, gt=0, lt=1)
     score: str = DEFAULT_WIDTH_SCORE  # of channels and heads
-    expert_score: str = DEFAULT_EXPERT_SCORE
+    expert_score: str | None = DEFAULT_EXPERT_SCORE  # None only in a part of a call that cuts no experts
     layer_score: str = DEFAULT_LAYER_SCORE
     refit: bool = True  # least squares for what stays in a block
     fold: bool = True  # and for layers that go
@@ -71,12 +75,18 @@ class ShrinkSettings(CalibratedSettings):
     protect_last: int = Field(1, ge=0)
     judged: int = Field(8, ge=1)
     multiple_of: int | None = Field(None, ge=1)
+    per_layer: Literal["uniform", "global", "sensitivity"] = "uniform"  # else plain transformers does not open it
 
     @property
     def wishes(self) -> dict[str, int | float]:
         """What was asked along which axis."""
         asked = {axis: getattr(self, axis) for axis in AXES}
         return {axis: wish for axis, wish in asked.items() if wish is not None}
+
+    @property
+    def sublayers(self) -> dict[str, int | float]:
+        """What was asked of sublayers that go alone."""
+        return {kind: wish for kind, wish in self.wishes.items() if kind in SUBLAYERS}
 
     @property
     def budget(self) -> tuple[str, float] | None:
@@ -100,8 +110,8 @@ class ShrinkSettings(CalibratedSettings):
 
     @field_validator("expert_score")
     @classmethod
-    def _known_expert_score(cls, value: str) -> str:
-        if value not in EXPERT_SCORES:
+    def _known_expert_score(cls, value: str | None) -> str:
+        if value is None or value not in EXPERT_SCORES:
             raise UserError(f"unknown expert score {value!r}; allowed are {', '.join(EXPERT_SCORES)}.")
         return value
 
@@ -110,6 +120,16 @@ class ShrinkSettings(CalibratedSettings):
         if self.budget and (self.wishes or (self.parameters and self.decode_bytes)):
             given = [*self.wishes, *(name for name in ("parameters", "decode_bytes") if getattr(self, name))]
             raise UserError(f"{' and '.join(given)} were given; a budget chooses the mix itself, so it stands alone.")
+        if self.sublayers and (others := self._beside_sublayers()):
+            raise UserError(
+                f"{' and '.join(self.sublayers)} was given with {' and '.join(others)}; what is to go without the rest "
+                "of its layer takes a call of its own, on an ordinary checkpoint."
+            )
+        if self.per_layer != "uniform" and (others := self._beside_own_widths()):
+            raise UserError(
+                f"per_layer={self.per_layer!r} takes sizes along {' and '.join(PER_LAYER_AXES)} alone, and "
+                f"{' and '.join(others)} was given; ask for that in a call of its own, before this one."
+            )
         if not self.wishes and not self.budget:
             raise UserError(
                 f"nothing to shrink; say what stays along {', '.join(AXES)}, such as 0.75, or give a budget."
@@ -119,6 +139,16 @@ class ShrinkSettings(CalibratedSettings):
         if self.layers is not None:
             assert self.of_layers  # its own checks
         return self
+
+    def _beside_sublayers(self) -> list[str]:
+        """What was asked that cannot be in one call with them."""
+        axes = [axis for axis in self.wishes if axis not in SUBLAYERS]
+        return [*axes, *(["per_layer"] if self.per_layer != "uniform" else [])]
+
+    def _beside_own_widths(self) -> list[str]:
+        """What was asked that cannot differ from layer to layer."""
+        axes = [axis for axis in self.wishes if axis not in PER_LAYER_AXES]
+        return [*axes, *([self.budget[0]] if self.budget else [])]
 
 
 def check_wish(axis: str, wish: int | float) -> None:

@@ -20,6 +20,7 @@ def random_units(num_units=9, width=2, *, seed=0, dead=(), tokens=50):
         statistics=Statistics(tokens, x_TI.square().mean(0), x_TI.T @ x_TI / tokens, x_TI.mean(0)),
         producers=(torch.randn(num_units, 4, generator=generator),),
         gate_gradient_NU=torch.randn(3, num_units, generator=generator),
+        weight_taylor_U=torch.rand(num_units, generator=generator),
     )
 
 
@@ -54,6 +55,7 @@ def test_of_equal_units_the_earlier_stays(width_score):
         statistics=Statistics(9, ones_I, torch.eye(6), torch.zeros(6)),
         producers=(torch.ones(6, 2),),
         gate_gradient_NU=torch.ones(2, 6),
+        weight_taylor_U=torch.ones(6),
     )
     assert choose_units(width_score, units, 3).keep_U.tolist() == [True] * 3 + [False] * 3
 

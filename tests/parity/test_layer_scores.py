@@ -7,17 +7,21 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from families import save_tiny
+from families import TINY, save_tiny
 from prunus.calibration import HiddenStates
 from prunus.calibration.fold_block import fit_folds
 from prunus.models import open_model
 from prunus.models.families import Family
+from prunus.models.trace import find_blocks
+from prunus.settings_shrink import LayersSettings
 from prunus.shrinking.angular_distance import angular_distance, least_distant_run
 from prunus.shrinking.block_influence import block_influence, least_influential
-from prunus.shrinking.fold import FoldStatistics
+from prunus.shrinking.fold import DAMPING, FoldStatistics
 from prunus.shrinking.greedy_kl import next_to_go
+from prunus.steps.calibration_text import calibration_batch
 from prunus.steps.layer_distances import distances
 from prunus.steps.layer_greedy import Judge
+from prunus.steps.remove_layers import remove_layers
 from prunus.text.batches import TokenBatch
 
 TOKENS = torch.randint(3, 128, (4, 20), generator=torch.Generator().manual_seed(1))
@@ -180,6 +184,86 @@ def test_a_fold_on_a_real_block_is_that_of_its_hooks(directory, whole, tmp_path)
     (found,) = fit_folds(model, 1, states[0], REAL, [states[1]])
     assert found.error_after == pytest.approx(expected.error_after, rel=1e-3)
     assert found.error_after < 0.9 * found.error_before
+
+
+# --- the fold of a matrix with a bias ---
+
+
+def ridge(x_TI, wanted_TH, damping):
+    """The (I, H) of least squares with a damping that counts in units of each input's own length, in double."""
+    lengths_I = x_TI.square().sum(0).sqrt()
+    scale_I = torch.where(lengths_I > 0, lengths_I, torch.inf)  # ReLU leaves some inputs at zero for all tokens
+    rows_TI = torch.cat([x_TI / scale_I, math.sqrt(damping) * torch.eye(x_TI.shape[1], dtype=torch.double)])
+    padded_TH = torch.cat([wanted_TH, torch.zeros(x_TI.shape[1], wanted_TH.shape[1], dtype=torch.double)])
+    return torch.linalg.lstsq(rows_TI, padded_TH).solution / scale_I[:, None]
+
+
+def with_ones(x_TI):
+    return torch.cat([x_TI, torch.ones_like(x_TI[:, :1])], dim=1)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.25])
+def test_a_bias_is_one_more_column_of_least_squares(share):
+    x_TI, out_TH, target_TH = problem()
+    target_TH += torch.arange(7)  # nothing but a bias gives that
+    statistics = FoldStatistics(bias=True)
+    statistics.add(x_TI, out_TH, [target_TH], share)
+    (folded,) = statistics.solve(damping=1e-9)
+    exact_IH = torch.linalg.lstsq(share * with_ones(x_TI.double()), (target_TH - out_TH).double()).solution
+    torch.testing.assert_close(folded.delta_HI.double(), exact_IH[:-1].T, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(folded.delta_bias_H.double(), exact_IH[-1], rtol=1e-3, atol=1e-4)
+
+
+def test_it_is_no_worse_than_the_papers_matrix_between_product_and_residual():
+    """ReplaceMe, Section 3.2: T by least squares on the products, then W' = T W and b' = T b."""
+    draw = torch.Generator().manual_seed(5)
+    x_TI, weight_HI, bias_H = (torch.randn(*size, generator=draw) for size in ((300, 12), (12, 12), (12,)))
+    residual_TH, target_TH = (torch.randn(300, 12, generator=draw) for _ in range(2))
+    product_TH = x_TI @ weight_HI.T + bias_H
+    target_TH += 3 * bias_H
+    t_HH = torch.linalg.lstsq(product_TH.double(), (target_TH - residual_TH).double()).solution.T
+    literal_TH = x_TI.double() @ (t_HH @ weight_HI.double()).T + t_HH @ bias_H.double() + residual_TH
+    errors = {}
+    for bias in (True, False):
+        statistics = FoldStatistics(bias=bias)
+        statistics.add(x_TI, residual_TH + product_TH, [target_TH])
+        errors[bias] = statistics.solve(damping=1e-9)[0].error_after
+    literal = float((literal_TH - target_TH).square().sum() / target_TH.square().sum())
+    assert errors[True] < literal + 1e-5 < errors[False]
+
+
+@pytest.mark.parametrize("name", ["gpt2", "opt"])
+def test_weight_and_bias_that_are_written_are_the_literal_ones(name, tiny_tokenizer, tmp_path):
+    """Layers 2 and 3 go; x and out of layer 1 and what the dense model has behind layer 3, by hooks of transformers."""
+    depth = {"n_layer": DEPTH} if TINY[name].own_names else {"num_hidden_layers": DEPTH}
+    sizes = {**TINY[name].sizes, **depth, "vocab_size": len(tiny_tokenizer)}
+    dense = save_tiny(Family(name, name, "", sizes, TINY[name].own_names), tmp_path / "dense")
+    tiny_tokenizer.save_pretrained(dense)
+    (tmp_path / "text.txt").write_text("".join(f"{n} brown foxes, {n * 7} lazy dogs. " for n in range(200)))
+    settings = LayersSettings.check(
+        layers=4, calibration=(str(tmp_path / "text.txt"),), samples=8, length=32, dtype="float32", protect_last=2
+    )
+    shrunk = remove_layers(dense, tmp_path / "out", **{**settings.model_dump(), "protect_first": 2})
+    assert shrunk.last_step["axes"]["layers"]["removed"] == [2, 3]
+    tokens_NT = calibration_batch(open_model(dense), settings).tokens_NT
+    before, after = (AutoModelForCausalLM.from_pretrained(d, dtype=torch.float32).eval() for d in (dense, shrunk.path))
+    parameters = [dict(find_blocks(model)[1][1].named_parameters()) for model in (before, after)]
+    weight, bias = ("mlp.c_proj.weight", "mlp.c_proj.bias") if name == "gpt2" else ("fc2.weight", "fc2.bias")
+    assert [n for n in parameters[0] if not torch.equal(*(p[n] for p in parameters))] == [weight, bias]
+    seen = []
+    last = find_blocks(before)[1][1].get_submodule(weight.removesuffix(".weight"))
+    last.register_forward_pre_hook(lambda _m, args: seen.append(args[0].flatten(0, -2).double()))
+    with torch.no_grad():
+        hidden = before(tokens_NT, output_hidden_states=True).hidden_states
+        own = after(tokens_NT, output_hidden_states=True).hidden_states
+    wanted_TH = (hidden[4] - hidden[2]).flatten(0, 1).double()
+    exact_IH = ridge(with_ones(seen[0]), wanted_TH, DAMPING)
+    deltas = [(new[n] - old[n]).detach() for old, new in [parameters] for n in (weight, bias)]
+    delta_IH = deltas[0] if name == "gpt2" else deltas[0].T
+    torch.testing.assert_close(delta_IH.double(), exact_IH[:-1], rtol=1e-2, atol=2e-3)
+    torch.testing.assert_close(deltas[1].double(), exact_IH[-1], rtol=1e-2, atol=2e-3)
+    error = float((own[2] - hidden[4]).square().sum() / hidden[4].square().sum())
+    assert error == pytest.approx(shrunk.last_step["folds"][0]["error"], rel=1e-3)
 
 
 # --- greedy KL ---

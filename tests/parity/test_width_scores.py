@@ -24,6 +24,7 @@ def make_units(width=1, seed=0):
         statistics=statistics,
         producers=(torch.randn(U, 7, generator=generator), torch.randn(U, 1, generator=generator)),
         gate_gradient_NU=torch.randn(N, U, generator=generator),
+        weight_taylor_U=torch.rand(U, generator=generator),
     )
     return units, x_TI
 

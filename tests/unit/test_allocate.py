@@ -10,7 +10,7 @@ import prunus
 from prunus.errors import UserError
 from prunus.models import open_model
 from prunus.settings import SparsifySettings
-from prunus.steps import allocate
+from prunus.steps import allocate, held_out
 from prunus.steps.calibration_text import calibration_batch
 
 TEXT = "".join(f"The {number} brown foxes jump over {number * 7} lazy dogs and go home. " for number in range(600))
@@ -40,9 +40,7 @@ def test_the_better_of_allocation_and_uniform_stays(allocation, tiny_llama_dir, 
 
 
 def test_one_threshold_over_the_model_prunes_matrices_differently(tiny_llama_dir, tmp_path, text, monkeypatch):
-    monkeypatch.setattr(
-        allocate, "_held_out_kl", lambda _dense, directory, _batch, _budget: directory.name == "uniform"
-    )
+    monkeypatch.setattr(allocate, "held_out_kl", lambda _dense, directory, _batch, _budget: directory.name == "uniform")
     settings = {**SETTINGS, "method": "magnitude", "allocation": "model", "calibration": (text,)}
     run = prunus.sparsify(tiny_llama_dir, tmp_path / "out", **settings)
     assert run.last_step["allocation"]["used"] == "model"
@@ -101,8 +99,8 @@ def test_windows_that_judge_come_from_every_source_and_from_none_that_was_seen(t
     settings = SparsifySettings(calibration=(text, str(other)), samples=24, length=64)
     model = open_model(tiny_llama_dir)
     seen = {tuple(row.tolist()) for row in calibration_batch(model, settings).tokens_NT}
-    judges = [tuple(row.tolist()) for row in allocate.held_out_windows(model, settings).tokens_NT]
-    assert len(judges) == allocate.HELD_OUT
+    judges = [tuple(row.tolist()) for row in held_out.held_out_windows(model, settings).tokens_NT]
+    assert len(judges) == held_out.HELD_OUT
     assert not seen & set(judges)
     digits = set(model.tokenizer("0123456789 ")["input_ids"])
     assert {set(window) <= digits for window in judges} == {True, False}
@@ -118,7 +116,7 @@ def test_sensitivity_is_not_measured_on_the_windows_that_judge(tiny_llama_dir, t
     )
     settings = {**SETTINGS, "allocation": "sensitivity", "calibration": (text,)}
     prunus.sparsify(tiny_llama_dir, tmp_path / "out", **settings)
-    judges = allocate.held_out_windows(open_model(tiny_llama_dir), SparsifySettings(**settings)).tokens_NT
+    judges = held_out.held_out_windows(open_model(tiny_llama_dir), SparsifySettings(**settings)).tokens_NT
     rows = {tuple(row.tolist()) for row in measured[0]}
     assert rows
     assert not rows & {tuple(row.tolist()) for row in judges}

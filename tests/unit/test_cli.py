@@ -182,8 +182,8 @@ def test_method_options_are_numbers(prunus, result_of, tiny_llama_dir, tmp_path,
 
 
 def test_a_rejected_allocation_is_said(prunus, tiny_llama_dir, tmp_path, text, monkeypatch):
-    allocate = importlib.import_module("prunus.steps.allocate")
-    monkeypatch.setattr(allocate, "mean_kl", lambda *_: 1.0)  # no better than uniform
+    held_out = importlib.import_module("prunus.steps.held_out")
+    monkeypatch.setattr(held_out, "mean_kl", lambda *_: 1.0)  # no better than uniform
     command = ("sparsify", tiny_llama_dir, tmp_path / "out", "--method", "magnitude", "--allocation", "model")
     code, out, err = prunus(*command, "--calibration", text, *SMALL)
     assert code == 0, err

@@ -15,7 +15,7 @@ from prunus.engines import llama_cpp
 from prunus.engines.environment import home_of
 from prunus.errors import EngineError, UserError
 from prunus.exporting import GGUF_TYPES, parse_target
-from prunus.exporting.widths import check_uniform, check_widths
+from prunus.exporting.widths import check_widths
 from prunus.models.streamed import open_model
 
 CONVERTER = "import sys, pathlib; pathlib.Path(sys.argv[sys.argv.index('--outfile') + 1]).write_text('GGUF')"
@@ -136,15 +136,11 @@ def test_rows_that_fall_back_are_named_with_the_width_that_would_not(tmp_path):
     assert check_widths(spec, 64, GGUF_TYPES["q4_0"]) == []
 
 
-def test_layers_of_different_widths_are_refused():
-    def block(name, width):
-        linear = SimpleNamespace(projection="mlp.up_proj", shape=(width, 64))
-        return SimpleNamespace(full_name=lambda _linear: f"{name}.mlp.up_proj"), linear
-
-    spec = SimpleNamespace(matrices=[block("layers.0", 128), block("layers.1", 96)])
-    with pytest.raises(UserError, match=r"layers\.1\.mlp\.up_proj is 96 x 64, in an earlier layer it is 128 x 64"):
-        check_uniform(spec)
-    check_uniform(SimpleNamespace(matrices=[block("layers.0", 128), block("layers.1", 128)]))
+def test_layers_that_differ_are_refused(engine, tiny_llama_dir, tmp_path):
+    calibration = {"calibration": ["builtin"], "samples": 4, "length": 32, "protect_first": 0, "protect_last": 0}
+    prunus.shrink(tiny_llama_dir, tmp_path / "shrunk", attention=1, **calibration)
+    with pytest.raises(UserError, match=r"differ, and llama\.cpp reads one width of each kind for all of them; shrink"):
+        prunus.export(tmp_path / "shrunk", tmp_path / "out")
 
 
 # --- failures of the engine ---

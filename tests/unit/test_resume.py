@@ -299,6 +299,20 @@ def test_too_small_a_disk_is_said_before_the_work(deep_model, text, tmp_path, mo
     assert not (tmp_path / "out").exists()
 
 
+def test_a_run_that_goes_on_needs_no_second_room_for_hidden_states(deep_model, text, tmp_path, monkeypatch):
+    interrupt_after_block(monkeypatch, 5)
+    with pytest.raises(KeyboardInterrupt):
+        sparsify_once(deep_model, tmp_path / "out", text)
+    monkeypatch.undo()
+    partial, usage = tmp_path / "out.partial", shutil.disk_usage(tmp_path)
+    written = json.loads((partial / "progress.json").read_text())["files"]
+    missing = sum(info.num_bytes for name, info in open_checkpoint(deep_model).tensors.items() if name not in written)
+    for free, goes_on in ((missing - 1, False), (missing, True)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: usage._replace(free=free))
+        with contextlib.nullcontext() if goes_on else pytest.raises(UserError, match="no space"):
+            sparsify_once(deep_model, tmp_path / "out", text)
+
+
 def test_the_same_call_again_does_nothing(deep_model, text, tmp_path):
     sparsify_once(deep_model, tmp_path / "out", text)
     again = prunus.sparsify(deep_model, tmp_path / "out", calibration=(str(text),), **SETTINGS)

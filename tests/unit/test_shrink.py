@@ -95,7 +95,7 @@ def test_layers_and_channels_in_one_call(prunus, tiny_llama_dir, text, tmp_path)
         (("--kv-groups", "3"), "kv_groups=3 was asked for, but the model has 2"),
         (("--experts", "0.5"), "cannot be cut along experts: llama has none"),
         (("--layers", "3"), "layers=3 was asked for, but the model has 2"),
-        (("--layers", "1"), "the first 1 and the last 1 are protected"),
+        (("--layers", "1"), "the first 1 and the last 1 of 2 layers are protected"),
         (("--layers", "0.5", "--layer-score", "magic"), "unknown score 'magic' of layers"),
         (("--hidden", "63"), "llama takes no hidden of 63"),
         (("--ffn", "0.5", "--score", "magic"), "unknown score 'magic'"),
@@ -198,6 +198,40 @@ def test_killed_it_goes_on_to_the_same_bytes(tiny_llama_dir, tmp_path, settings,
     kept = [[row["kept"] for row in r.last_step["groups"]] for r in (run, whole)]
     assert kept[0] == kept[1]
     assert not list(tmp_path.glob("killed.*"))
+
+
+def test_all_parts_of_a_call_run_in_one_dtype(tiny_llama_dir, tmp_path, settings, monkeypatch):
+    """Measurements may differ; a call that goes on takes the dtype of the parts that are done."""
+    measured = iter([torch.bfloat16, torch.float32, torch.float32])
+    monkeypatch.setattr("prunus.steps.shrink.choose_dtype", lambda *_: next(measured))
+    monkeypatch.setattr("prunus.steps.layer_step.choose_dtype", lambda *_: pytest.fail("measured again"))
+    settings |= {"dtype": "auto", "layers": 1, "protect_last": 0, "ffn": 0.5, "query_heads": 2}
+    original = OutputDirectory.finish
+
+    def finish_and_stop(self, record, config=None):
+        original(self, record, config)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(OutputDirectory, "finish", finish_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        shrink(tiny_llama_dir, tmp_path / "out", **settings)
+    monkeypatch.setattr(OutputDirectory, "finish", original)
+    run = shrink(tiny_llama_dir, tmp_path / "out", **settings)
+    assert [step["dtype"] for step in run.record["history"]] == ["bfloat16"] * 3
+    assert next(measured) is torch.float32  # once in each of the two calls
+
+
+def test_a_score_of_experts_is_recorded_where_experts_are_cut(tiny_llama_dir, tmp_path, settings, tiny_tokenizer):
+    from families import TINY, save_tiny
+    from prunus.models.families import Family
+
+    run = shrink(tiny_llama_dir, tmp_path / "dense", layers=1, protect_last=0, ffn=0.5, **settings)
+    assert not [step for step in run.record["history"] if step["settings"].get("expert_score")]
+    sizes = {**TINY["qwen3_moe"].sizes, "vocab_size": len(tiny_tokenizer)}
+    directory = save_tiny(Family("qwen3_moe", "moe", "", sizes), tmp_path / "moe")
+    tiny_tokenizer.save_pretrained(directory)
+    run = shrink(directory, tmp_path / "out", experts=0.5, expert_ffn=0.5, multiple_of=1, **settings)
+    assert [step["settings"]["expert_score"] for step in run.record["history"]] == ["reap", None]
 
 
 def test_a_recipe_shrinks_what_a_step_before_made(tiny_llama_dir, tmp_path, settings):

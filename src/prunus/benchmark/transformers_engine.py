@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
 
-from prunus.progress import quiet_libraries
+from prunus.checkpoint import open_checkpoint
+from prunus.machine_choice import DTYPES
+from prunus.models.whole import load_whole
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,16 +38,9 @@ class Times:
 
 
 def load(directory: Path, work: Work) -> Any:
-    """The model as a user of transformers gets it; never from the network, never pickle."""
-    with quiet_libraries():
-        model = AutoModelForCausalLM.from_pretrained(
-            directory,
-            dtype=work.dtype,
-            local_files_only=True,
-            use_safetensors=True,
-            trust_remote_code=work.trust_remote_code,
-        )
-    return model.to(work.device).eval()
+    """The model as a user of transformers gets it."""
+    checkpoint = open_checkpoint(directory, trust_remote_code=work.trust_remote_code)
+    return load_whole(checkpoint, DTYPES.get(work.dtype), work.device)
 
 
 def vocabulary(model: Any) -> int:

@@ -6,9 +6,10 @@ families. A norm between the two (Gemma 2 and 3, OLMo 2) or a gate breaks that. 
 Shapes: N = sequences, T = tokens, H = hidden, O = out_features, I = in_features.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -34,21 +35,49 @@ def last_matrix(block: BlockSpec) -> LinearSpec:
     return linears[0]
 
 
-def folded_weight(model: StreamedModel, index: int, state: dict[str, Tensor], folded: Folded | None) -> Tensor:
-    """The block's last matrix (O, I) as stored in `state`, with the fold, in the stored dtype."""
-    spec = model.spec.blocks[index]
-    linear = last_matrix(spec)
-    stored_OI = linear.view(state[spec.full_parameter(linear)])
-    return stored_OI if folded is None else (stored_OI.float() + folded.delta_HI.to(stored_OI.device)).to(stored_OI)
+@dataclass(frozen=True, slots=True)
+class LastMatrix:
+    """What a fold changes of a block: its last matrix (O, I) and that matrix's bias (O), None where it has none."""
+
+    weight_OI: Tensor
+    bias_O: Tensor | None
+
+    @classmethod
+    def stored_in(cls, block: BlockSpec, state: Mapping[str, Tensor]) -> Self:
+        """From a block's tensors, under the model's names."""
+        linear = last_matrix(block)
+        bias_O = linear.bias_view(state[block.full(linear.bias)]) if linear.bias else None
+        return cls(linear.view(state[block.full_parameter(linear)]), bias_O)
+
+    def stored(self, linear: LinearSpec) -> dict[str, Tensor]:
+        """As the parameters that hold it, under the block's names."""
+        weight = self.weight_OI.T if linear.transposed else self.weight_OI
+        stored = {linear.parameter: weight.contiguous()}
+        return {**stored, linear.bias: self.bias_O} if linear.bias and self.bias_O is not None else stored
+
+    def folded(self, folded: Folded | None) -> "LastMatrix":
+        """With the fold, in its own dtype; None: as it is."""
+        if folded is None:
+            return self
+        weight_OI = (self.weight_OI.float() + folded.delta_HI.to(self.weight_OI.device)).to(self.weight_OI)
+        if self.bias_O is None:
+            return LastMatrix(weight_OI, None)
+        assert folded.delta_bias_H is not None, "the fold was fitted without the bias"
+        return LastMatrix(weight_OI, (self.bias_O.float() + folded.delta_bias_H.to(self.bias_O.device)).to(self.bias_O))
 
 
-def set_last_weight(model: StreamedModel, index: int, weight_OI: Tensor) -> None:
+def last_parameters(block: BlockSpec) -> list[str]:
+    """The model's names of the parameters that a fold changes."""
+    linear = last_matrix(block)
+    return [block.full(name) for name in (linear.parameter, linear.bias) if name]
+
+
+def set_last_matrix(model: StreamedModel, index: int, matrix: LastMatrix) -> None:
     """Let the loaded block run with another last matrix, in memory of its own: `load_block` may share its state's."""
-    linear = last_matrix(model.spec.blocks[index])
-    owner, _, leaf = linear.parameter.rpartition(".")
-    stored = weight_OI.T if linear.transposed else weight_OI
-    new = stored.to(model.device, model.dtype, copy=True).contiguous()
-    model.blocks[index].get_submodule(owner)._parameters[leaf] = nn.Parameter(new, requires_grad=False)
+    for name, stored in matrix.stored(last_matrix(model.spec.blocks[index])).items():
+        owner, _, leaf = name.rpartition(".")
+        new = stored.to(model.device, model.dtype, copy=True)
+        model.blocks[index].get_submodule(owner)._parameters[leaf] = nn.Parameter(new, requires_grad=False)
 
 
 @torch.no_grad()
@@ -61,11 +90,11 @@ def share_of_output(model: StreamedModel, index: int, hidden_1TH: Tensor) -> flo
     weight_OI = linear.view(model.blocks[index].get_parameter(linear.parameter).data).clone()
     products, outputs = [], []
     for scale in (0.0, _raise_by(model, index, linear, hidden_1TH)):
-        set_last_weight(model, index, weight_OI * scale)
+        set_last_matrix(model, index, LastMatrix(weight_OI * scale, None))
         with _observed(model.blocks[index].get_submodule(linear.name)) as seen:
             outputs.append(model.run_block(index, hidden_1TH).double())
         products.append(seen[0][1].double().view_as(outputs[-1]))
-    set_last_weight(model, index, weight_OI)
+    set_last_matrix(model, index, LastMatrix(weight_OI, None))
     return _one_number(products[1] - products[0], outputs[1] - outputs[0], model, index)
 
 
@@ -111,13 +140,13 @@ def fit_folds(
     """
     linear = last_matrix(model.spec.blocks[index])
     share = share_of_output(model, index, hidden_in[0])
-    statistics = FoldStatistics(len(targets))
+    statistics = FoldStatistics(len(targets), bias=linear.bias is not None)
     for n, real_T in enumerate(real_NT):
         with _observed(model.blocks[index].get_submodule(linear.name)) as seen:
             out_TH = model.run_block(index, hidden_in[n])[0]
         real = real_T.to(out_TH.device)
         wanted = [target[n][0].to(out_TH.device)[real] for target in targets]
-        statistics.add(share * seen[0][0][real], out_TH[real], wanted)
+        statistics.add(seen[0][0][real], out_TH[real], wanted, share)
         if n % 16 == 15:
             for states in (hidden_in, *targets):
                 states.release()

@@ -9,13 +9,15 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import AutoConfig, PretrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from prunus.checkpoint.per_layer import MODEL_TYPE, check_layers, unwrapped
 from prunus.errors import UserError
 
 CONFIG_NAME = "config.json"
@@ -134,14 +136,9 @@ def _download(name: str) -> Path:
 
 
 def _read_config(path: Path, trust_remote_code: bool) -> PretrainedConfig:
-    file = path / CONFIG_NAME
-    if not file.is_file():
-        raise UserError(f"{path} is not a model directory: it has no config.json.")
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-        model_type = raw.get("model_type")
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{file} is not a JSON object ({error}); restore it from the original model.") from error
+    file, stored = path / CONFIG_NAME, _stored_config(path)
+    raw = unwrapped(stored, file)
+    model_type = raw.get("model_type")
     native = model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES  # transformers prefers its own class then, and so do we
     if raw.get("auto_map") and not native and not trust_remote_code:
         raise UserError(
@@ -155,9 +152,29 @@ def _read_config(path: Path, trust_remote_code: bool) -> PretrainedConfig:
             "quantize afterwards."
         )
     try:
-        return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        if stored.get("model_type") != MODEL_TYPE:
+            return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        config = CONFIG_MAPPING[model_type].from_dict(raw)
     except (ValueError, KeyError, OSError) as error:
         raise UserError(f"unsupported architecture {model_type!r} in {file}; see `prunus models`.") from error
+    check_layers(config, file)
+    return config
+
+
+def read_raw_config(path: Path) -> dict[str, Any]:
+    """What config.json says of the model, unchecked. Raises UserError where there is none or it is damaged."""
+    return unwrapped(_stored_config(path), path / CONFIG_NAME)
+
+
+def _stored_config(path: Path) -> dict[str, Any]:
+    file = path / CONFIG_NAME
+    if not file.is_file():
+        raise UserError(f"{path} is not a model directory: it has no config.json.")
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        return dict(stored.items())
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{file} is not a JSON object ({error}); restore it from the original model.") from error
 
 
 def _weight_files(path: Path) -> list[Path]:

@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from prunus.checkpoint.directory import CONFIG_NAME, INDEX_NAME, Checkpoint, read_header
+from prunus.checkpoint.per_layer import stored_config
 from prunus.checkpoint.record import RECORD_NAME, read_record, write_json
 from prunus.errors import UserError
 
@@ -130,7 +131,7 @@ class OutputDirectory:
             for file in self.source.side_files:
                 shutil.copyfile(file, self.partial / file.name)
             if config is not None:
-                write_json(self.partial / CONFIG_NAME, config)
+                write_json(self.partial / CONFIG_NAME, stored_config(config))
             write_json(self.partial / RECORD_NAME, record)
             shards = [read_header(self.partial / name) for name in sorted(set(self.files.values()))]
             total = sum(info.num_bytes for shard in shards for info in shard.values())

@@ -28,7 +28,7 @@ def recover(
         int | None, typer.Option(help="Keep the teacher's K likeliest tokens on disk; it runs once.")
     ] = None,
     teacher_blocks: Annotated[
-        str, typer.Option(help="For hidden: the teacher's block for each block, like 0,1,4.")
+        str, typer.Option(help="For hidden: the teacher's block for each block, like 0,1,4. Default: as recorded.")
     ] = "",
     keep_zeros: Annotated[str, typer.Option(help="auto, none, or a safetensors file of masks.")] = "auto",
     lr: Annotated[

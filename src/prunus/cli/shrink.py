@@ -8,12 +8,28 @@ from prunus.cli import options as opt
 from prunus.errors import UserError
 
 Size = Annotated[str | None, typer.Option(help="What stays: a ratio (0.75) or a size (1152).")]
+Sublayer = Annotated[
+    str | None,
+    typer.Option(
+        help="How many layers keep theirs: a ratio or a number; it goes alone from the others. Such a result opens in "
+        "prunus.load and prunus alone, not in transformers or engines."
+    ),
+]
 Budget = Annotated[float | None, typer.Option(help="In place of sizes: the ratio that stays; prunus finds the mix.")]
 Score = Annotated[str, typer.Option(help="Of channels and KV groups; see `prunus methods`.")]
 ExpertScore = Annotated[str, typer.Option(help="Of experts: reap, frequency or output-norm.")]
-LayerScore = Annotated[str, typer.Option(help="Of layers: angular, block-influence, greedy-kl, greedy-kl-folded.")]
+LayerScore = Annotated[
+    str, typer.Option(help="Of layers: angular, block-influence, greedy-kl, greedy-kl-folded, taylor+.")
+]
 Fold = Annotated[bool, typer.Option(help="Fold layers that go into the one before them, by least squares.")]
 Refit = Annotated[bool, typer.Option(help="Least squares for what stays, so that it makes up for what goes.")]
+PerLayer = Annotated[
+    str,
+    typer.Option(
+        help="Widths of ffn and kv-groups: uniform, global or sensitivity. The last two let layers differ where that "
+        "loses less; such a result opens in prunus.load and prunus alone, not in transformers or engines."
+    ),
+]
 Multiple = Annotated[int | None, typer.Option(help="Widths become a multiple of this. Default: 256, 128, 64 or 32.")]
 
 
@@ -28,6 +44,8 @@ def shrink(
     experts: Size = None,
     expert_ffn: Size = None,
     shared_ffn: Size = None,
+    attention: Sublayer = None,
+    mlp: Sublayer = None,
     parameters: Budget = None,
     decode_bytes: Budget = None,
     score: Score = "second-order",
@@ -37,8 +55,9 @@ def shrink(
     fold: Fold = True,
     protect_first: Annotated[int, typer.Option(help="So many first layers stay.")] = 1,
     protect_last: Annotated[int, typer.Option(help="So many last layers stay.")] = 1,
-    judged: Annotated[int, typer.Option(help="Sequences that judge each layer, for greedy layer scores.")] = 8,
+    judged: Annotated[int, typer.Option(help="Sequences that judge layers, for greedy-kl and taylor+.")] = 8,
     multiple_of: Multiple = None,
+    per_layer: PerLayer = "uniform",
     calibration: opt.Calibration = None,
     samples: Annotated[int, typer.Option(help="Calibration sequences.")] = 128,
     length: Annotated[int, typer.Option(help="Tokens per calibration sequence.")] = 2048,
@@ -50,6 +69,8 @@ def shrink(
     trust_remote_code: opt.Trust = False,
 ) -> None:
     """Write a smaller copy of MODEL: fewer layers, channels, heads, dimensions or experts, an ordinary checkpoint.
+
+    Layers that differ (--per-layer, --attention, --mlp) are a tier of their own, which transformers does not open.
 
     `prunus profile MODEL` lists the axes of a model. Interrupted, the same command goes on where it stopped.
 
@@ -68,6 +89,8 @@ def shrink(
         "experts": experts,
         "expert_ffn": expert_ffn,
         "shared_ffn": shared_ffn,
+        "attention": attention,
+        "mlp": mlp,
     }
     settings: dict[str, Any] = {
         **{axis: _size(axis, text) for axis, text in sizes.items() if text is not None},
@@ -82,6 +105,7 @@ def shrink(
         "protect_last": protect_last,
         "judged": judged,
         "multiple_of": multiple_of,
+        "per_layer": per_layer,
         "calibration": tuple(calibration or ("self",)),
         "samples": samples,
         "length": length,

@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from prunus.progress import progress, quiet_libraries
+from prunus.checkpoint import open_checkpoint
+from prunus.models.streamed import load_tokenizer
+from prunus.models.whole import load_whole
+from prunus.progress import progress
 
 
 def continuations(
@@ -48,12 +50,11 @@ def continue_greedily(
     path: Path, prompts: Sequence[str], *, new_tokens: int, dtype: torch.dtype, device: str, trust_remote_code: bool
 ) -> list[str]:
     """Return the new text that one model writes after each prompt, at most `new_tokens` tokens."""
-    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    checkpoint = open_checkpoint(path, trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(checkpoint)
     texts = []
     with progress(f"Continuations of {path.name}", total=1 + len(prompts)) as advance:
-        with quiet_libraries():
-            model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, trust_remote_code=trust_remote_code)
-        model = model.to(device).eval()
+        model = load_whole(checkpoint, dtype, device)
         advance(1)
         for prompt in prompts:
             texts.append(_continue(model, tokenizer, prompt, new_tokens))

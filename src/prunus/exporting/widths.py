@@ -4,21 +4,20 @@ A quantized row is cut into blocks of 32 weights, or 256 in the K-quants. llama.
 type without an error; here that is refused, or said by name beforehand.
 """
 
+from prunus.checkpoint import Checkpoint
+from prunus.checkpoint.per_layer import layer_fields
 from prunus.errors import UserError
 from prunus.exporting.gguf_types import BLOCK, GgufType
 from prunus.models.spec import ModelSpec
 
 
-def check_uniform(spec: ModelSpec) -> None:
-    """Refuse widths that differ from layer to layer: llama.cpp reads one width of each kind for all layers."""
-    shapes: dict[str, tuple[int, int]] = {}
-    for block, linear in spec.matrices:
-        first = shapes.setdefault(linear.projection, linear.shape)
-        if linear.shape != first:
-            raise UserError(
-                f"the layers differ in width: {block.full_name(linear)} is {_by(linear.shape)}, in an earlier layer it "
-                f"is {_by(first)}, and llama.cpp reads one width for all; shrink without per-layer widths."
-            )
+def check_uniform(checkpoint: Checkpoint) -> None:
+    """Refuse layers that differ: llama.cpp reads one width of each kind, and one kind of layer, for all."""
+    if layer_fields(checkpoint.config) is not None:
+        raise UserError(
+            f"the layers of {checkpoint.path} differ, and llama.cpp reads one width of each kind for all of them; "
+            "shrink without --per-layer, --attention and --mlp."
+        )
 
 
 def check_widths(spec: ModelSpec, hidden_size: int, kind: GgufType) -> list[str]:
@@ -47,7 +46,3 @@ def _nearest(width: int, multiple: int) -> list[int]:
     """The multiples around a width, without zero."""
     below = width // multiple * multiple
     return [value for value in (below, below + multiple) if value]
-
-
-def _by(shape: tuple[int, int]) -> str:
-    return " x ".join(map(str, shape))

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
+from prunus.checkpoint.per_layer import layer_fields
 from prunus.errors import UserError
 from prunus.models.configs import changed_config
 from prunus.models.scales import added_by_norms, embedding_scale
@@ -96,10 +97,13 @@ def find_axes(config: PretrainedConfig, *, trust_remote_code: bool = False) -> t
 
     Raises UserError when the model itself is not understood.
     """
+    text = config.get_text_config(decoder=True)
+    if layer_fields(config) is not None:
+        return {}, {probe.axis.name: "its layers differ already" for probe in _probes(text)}
     before = _build(config, trust_remote_code)
     axes: dict[str, Axis] = {}
     refused: dict[str, str] = {}
-    for probe in _probes(config.get_text_config(decoder=True)):
+    for probe in _probes(text):
         try:
             if not probe.step:
                 raise _NotAnAxis(probe.excuse)

@@ -4,15 +4,19 @@ Letters: U = units that stay, E = experts.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
+from prunus.checkpoint.per_layer import KEY
 from prunus.errors import UserError
 from prunus.models.axes import Axis, find_axes, shapes_of
 from prunus.models.configs import changed_config
+
+ByLayer: TypeAlias = dict[str, dict[int, int]]  # axis -> layer -> units left
 
 _REACH = 128  # how far from a size that the architecture refuses an allowed one is looked for
 _REFUSES = (UserError, ValueError, RuntimeError, ZeroDivisionError)  # what configs and models raise for bad sizes
@@ -27,11 +31,22 @@ class Cut:
     before: dict[str, tuple[int, ...]]  # parameter -> its shape
     after: dict[str, tuple[int, ...]]  # and that in the smaller model
     config: PretrainedConfig  # of the smaller model
+    by_layer: ByLayer = field(default_factory=dict)  # where layers keep different numbers
 
     @property
-    def fields(self) -> dict[str, int]:
+    def fields(self) -> dict[str, Any]:
         """The config's fields of the smaller model, by the names that transformers gives them."""
-        return _fields(self.axes, self.left)
+        return _own_fields(self, self.by_layer) if self.by_layer else _fields(self.axes, self.left)
+
+    def left_in(self, axis: str, layer: int) -> int:
+        """How many units are left in one layer."""
+        return self.by_layer.get(axis, {}).get(layer, self.left[axis])
+
+    def mean_left(self, axis: str) -> int | float:
+        """How many units are left on average over the layers that have some; a whole number where it is one."""
+        counts = list(self.by_layer.get(axis, {0: self.left[axis]}).values())
+        mean = sum(counts) / len(counts)
+        return int(mean) if mean.is_integer() else mean
 
     def tensor(self, parameter: str, tensor: Tensor, chosen: dict[str, Tensor]) -> Tensor:
         """One parameter with only the chosen units left: axis -> indices, ascending, (U) or, of each expert, (E, U)."""
@@ -76,16 +91,41 @@ def plan_cut(
     return cut
 
 
+def with_own_widths(config: PretrainedConfig, cut: Cut, by_layer: ByLayer, *, trust_remote_code: bool = False) -> Cut:
+    """The same cut with a number of units for each layer on its axes, in place of one for all."""
+    smaller = changed_config(config, _own_fields(cut, by_layer))
+    after = shapes_of(smaller, trust_remote_code=trust_remote_code)
+    found = replace(cut, after=after, config=smaller, by_layer=by_layer)
+    _check_shapes(found)
+    return found
+
+
+def _own_fields(cut: Cut, by_layer: ByLayer) -> dict[str, Any]:
+    """For each layer the config's fields of its widths; a layer without units of an axis has what the model has."""
+    depth = cut.config.get_text_config(decoder=True).num_hidden_layers
+    layers = [
+        {name: own[layer] if layer in own else cut.axes[name].units for name, own in by_layer.items()}
+        for layer in range(depth)
+    ]
+    return {KEY: [_fields(cut.axes, left) for left in layers]}
+
+
 def _fields(axes: dict[str, Axis], left: dict[str, int]) -> dict[str, int]:
     return {key: value for name, axis in axes.items() for key, value in axis.config_fields(left[name]).items()}
 
 
 def _check_shapes(cut: Cut) -> None:
     """The axes were found by taking one step; make sure that they hold for this one."""
-    chosen = {name: _first_of_each_run(cut.axes[name], count) for name, count in cut.left.items()}
     for name, shape in cut.before.items():
+        layer = _layer_of(name)
+        chosen = {axis: _first_of_each_run(cut.axes[axis], cut.left_in(axis, layer)) for axis in cut.axes}
         found = tuple(cut.tensor(name, torch.empty(shape, dtype=torch.uint8, device="meta"), chosen).shape)
         assert found == cut.after[name], f"{name}: {found}, the smaller model has {cut.after[name]}"
+
+
+def _layer_of(parameter: str) -> int:
+    """The first number in a parameter's name is that of its layer; -1 for one without."""
+    return next((int(part) for part in parameter.split(".") if part.isdigit()), -1)
 
 
 def _first_of_each_run(axis: Axis, count: int) -> Tensor:

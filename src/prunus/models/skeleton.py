@@ -10,6 +10,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from prunus.errors import UserError
 from prunus.models.experts import IMPLEMENTATION
+from prunus.models.per_layer import give_own_blocks
 
 
 def check_config(config: PretrainedConfig, *, trust_remote_code: bool = False) -> None:
@@ -41,14 +42,23 @@ def _expected_class(family: str) -> str:
 def build_skeleton(config: PretrainedConfig, *, trust_remote_code: bool = False) -> Any:
     """Build the model on the meta device, in evaluation mode, its experts observable. Takes no memory."""
     check_config(config, trust_remote_code=trust_remote_code)
-    config = copy.deepcopy(config)  # the experts' implementation is noted in it: the caller's stays as it was
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
-            config, dtype=torch.float32, trust_remote_code=trust_remote_code
-        ).eval()
+    model = build_on_meta(config, dtype=torch.float32, trust_remote_code=trust_remote_code)
     for module in model.modules():
         if hasattr(module, "config"):
             module.config._experts_implementation = IMPLEMENTATION
+    return model
+
+
+def build_on_meta(config: PretrainedConfig, *, dtype: torch.dtype, trust_remote_code: bool = False) -> Any:
+    """The model as transformers builds it, layers of other widths included, without memory, in evaluation mode."""
+
+    def build(wanted: PretrainedConfig) -> Any:
+        own = copy.deepcopy(wanted)  # transformers notes things in it: the caller's stays as it was
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(own, dtype=dtype, trust_remote_code=trust_remote_code).eval()
+
+    model = build(config)
+    give_own_blocks(model, config, build)
     return model
 
 

@@ -18,6 +18,7 @@ from prunus.errors import UserError
 from prunus.models.outer import BlockCall, blocks_replaced
 from prunus.models.skeleton import build_skeleton, restore_buffers
 from prunus.models.spec import ModelSpec
+from prunus.models.sublayers import Sublayer, find_sublayers
 from prunus.models.tensor_names import TensorNames
 from prunus.models.trace import find_blocks, trace_model
 
@@ -71,6 +72,10 @@ class StreamedModel:
     def _names_within(self, module: nn.Module) -> list[str]:
         prefix = next(name for name, candidate in self._model.named_modules() if candidate is module)
         return [f"{prefix}.{name}" for name in module.state_dict()]
+
+    def sublayers(self) -> list[dict[str, Sublayer]]:
+        """Attention and MLP of each block. Raises UserError for blocks that do not hold them in a module each."""
+        return find_sublayers(self._model)
 
     def block_keys(self) -> list[list[str]]:
         """For each block, the checkpoint's names of its tensors."""
@@ -136,13 +141,16 @@ class StreamedModel:
         return hidden
 
     def logits(self, tokens_1T: Tensor, hidden_1TH: Tensor) -> Tensor:
-        """Return fp32 logits (1, T, V) from the last block's output: final norm, head, scaling and capping."""
+        """Return fp32 logits (1, T, V) from the last block's output: final norm, head, scaling and capping.
+
+        A graph is recorded only where the hidden states ask for one.
+        """
 
         def stand_in(index: int, _call: BlockCall) -> Any:
             return self._as_output(index, hidden_1TH.to(self.device))
 
         self._load_outer()
-        with torch.no_grad(), blocks_replaced(self.blocks, stand_in):
+        with blocks_replaced(self.blocks, stand_in):
             output = self._model(input_ids=tokens_1T.to(self.device), use_cache=False)
         logits: Tensor = output.logits.float()
         return logits
@@ -193,7 +201,9 @@ def _tensors(calls: list[BlockCall]) -> list[Tensor]:
 def load_tokenizer(checkpoint: Checkpoint) -> Any:
     """The model's own tokenizer. Raises UserError when the directory has none."""
     try:
-        return AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=checkpoint.trust_remote_code)
+        return AutoTokenizer.from_pretrained(
+            checkpoint.path, config=checkpoint.config, trust_remote_code=checkpoint.trust_remote_code
+        )
     except Exception as error:  # transformers raises many types here, all of them meaning: no usable tokenizer
         reason = " ".join(str(error).split())
         message = f"{checkpoint.path} has no usable tokenizer ({reason}); add the model's tokenizer files."

@@ -6,6 +6,9 @@ There is no backward pass through the whole model: memory is one block with its 
 the model's size. The distance is SquareHead's (losses.py). Hidden states of all windows wait in the two memory-mapped
 files that the block pass uses too, read and written in turn; a killed run goes on from the last finished block.
 
+After depth pruning t is what the teacher has behind the run that was removed after the block (steps/recover_layers.py):
+there is no later block to make up for the run, and the next one's input is then what it was in the teacher.
+
 A block keeps what it learned only where its distance on held-out windows fell.
 
 Shapes: N = windows, T = tokens, H = hidden width.
@@ -65,7 +68,7 @@ class Rows:
 
 
 class BlockWise:
-    """Trains one block after the other. `layers` is, of each block, the teacher's block whose output it learns."""
+    """Trains one block after the other. `plan.layers`: how many of the teacher's blocks each one learns the end of."""
 
     def __init__(
         self, student: StreamedModel, teacher: StreamedModel, text: TrainingText, plan: Plan, weight_decay: float

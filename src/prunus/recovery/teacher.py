@@ -16,13 +16,12 @@ from typing import Any, Protocol
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from prunus.cache import cache_dir
 from prunus.checkpoint import Checkpoint
 from prunus.checkpoint.output import write_tensors
 from prunus.errors import UserError
-from prunus.progress import progress, quiet_libraries
+from prunus.progress import progress
 from prunus.recovery.losses import AllLogits, LikeliestLogits, TeacherLogits, top_k_log_p
 
 WINDOWS_A_FILE = 16
@@ -41,15 +40,6 @@ class Teacher(Protocol):
     """Answers for windows of the training text or of the held-out text, by their number."""
 
     def answer(self, tokens_BT: Tensor, part: str, windows: Sequence[int], *, hidden: bool) -> Answer: ...
-
-
-def load_whole(checkpoint: Checkpoint, dtype: torch.dtype, device: str | torch.device) -> Any:
-    """The transformers model with its weights, not training: dropout would only add noise to so short a training."""
-    with quiet_libraries():
-        model = AutoModelForCausalLM.from_pretrained(
-            checkpoint.path, dtype=dtype, trust_remote_code=checkpoint.trust_remote_code
-        )
-    return model.to(device).eval()
 
 
 def predicting(logits_BTV: Tensor) -> Tensor:

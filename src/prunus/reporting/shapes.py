@@ -16,6 +16,8 @@ AXES = {
     "hidden": "hidden width",
     "experts": "experts",
     "layers": "layers",
+    "attention": "layers with attention",
+    "mlp": "layers with an MLP",
 }
 WEIGHTS: dict[str, tuple[str, Callable[[float | None], str]]] = {
     "parameters": ("parameters", text.number),

@@ -71,11 +71,11 @@ def allocation(facts: Any) -> str:
     """Which of two allocations a step kept and why, in a sentence; empty where none was searched for."""
     if not isinstance(facts, dict):
         return ""
-    asked, kls = facts.get("asked"), facts.get("held_out_kl") or {}
-    fate = "kept" if facts.get("used") == asked else "rejected, so sparsity is uniform"
+    asked, kls, of = facts.get("asked"), facts.get("held_out_kl") or {}, facts.get("of", "sparsity")
+    fate = "kept" if facts.get("used") == asked else f"rejected, so {of} is uniform"
     return (
         f"Allocation {asked} was {fate}: KL to the dense model on {facts.get('held_out_windows')} held-out windows is "
-        f"{number(kls.get(asked))}, with uniform sparsity {number(kls.get('uniform'))}."
+        f"{number(kls.get(asked))}, with uniform {of} {number(kls.get('uniform'))}."
     )
 
 

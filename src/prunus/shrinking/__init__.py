@@ -8,7 +8,7 @@ from prunus.shrinking.flap import flap
 from prunus.shrinking.layer_scores import LAYER_SCORES, LayerScore
 from prunus.shrinking.magnitude import magnitude_l1, magnitude_l2
 from prunus.shrinking.second_order import remove_cheapest
-from prunus.shrinking.taylor import fisher, taylor
+from prunus.shrinking.taylor import fisher, taylor, taylor_element
 from prunus.shrinking.units import Choice, Units, WidthScore, choose_units
 
 __all__ = ["LAYER_SCORES", "WIDTH_SCORES", "Choice", "LayerScore", "Units", "WidthScore", "choose_units"]
@@ -53,6 +53,16 @@ _TABLE = (
         cost="A forward and a backward pass of the whole model, which is loaded for it.",
         when="To compare with LLM-Pruner.",
         score=taylor,
+    ),
+    WidthScore(
+        name="taylor-element",
+        title="Taylor, by element",
+        paper="Ma et al. 2023, LLM-Pruner, arXiv:2305.11627, equation 4, element-wise, its first-order term",
+        needs=("weight_gradient",),
+        idea="Remove units whose weights, taken one by one, matter least to the loss, to first order.",
+        cost="That of Taylor, and the gradients in fp32 of all weights that could go.",
+        when="To compare with LLM-Pruner.",
+        score=taylor_element,
     ),
     WidthScore(
         name="fisher",

@@ -3,15 +3,17 @@
 from dataclasses import dataclass
 from typing import Literal
 
-LayerNeed = Literal["neighbours", "run", "candidates"]
+from prunus.shrinking.taylor_layers import PROTECTED_FIRST, PROTECTED_LAST
+
+LayerNeed = Literal["neighbours", "run", "candidates", "gradients"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LayerScore:
     """One line of the table: what a reader and the step need to know.
 
-    `needs`: hidden states on both sides of each layer (neighbours), on both sides of each run of layers (run), or the
-    predictions without each candidate (candidates).
+    `needs`: hidden states on both sides of each layer (neighbours), on both sides of each run of layers (run), the
+    predictions without each candidate (candidates), or the loss's gradients by weights (gradients).
     """
 
     name: str
@@ -19,6 +21,7 @@ class LayerScore:
     paper: str
     needs: LayerNeed
     folds: bool = False  # candidates are judged as they are after folding
+    protects: tuple[int, int] = (0, 0)  # so many first and last layers are never candidates, whatever the user says
     idea: str
     cost: str
     when: str
@@ -60,6 +63,16 @@ _TABLE = (
         needs="neighbours",
         idea="Remove the layers that turn the hidden states least.",
         cost="One forward pass of the calibration text.",
+        when="To compare with published figures.",
+    ),
+    LayerScore(
+        name="taylor+",
+        title="Taylor+",
+        paper="Kim et al. 2024, Shortened LLaMA, arXiv:2402.02834",
+        needs="gradients",
+        protects=(PROTECTED_FIRST, PROTECTED_LAST),
+        idea="Remove the layers whose weights matter least to the loss, to first order; the first 4 and last 2 stay.",
+        cost="Two forward passes and a backward pass of the judging text, one layer in memory with its gradients.",
         when="To compare with published figures.",
     ),
 )

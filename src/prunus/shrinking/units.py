@@ -17,7 +17,8 @@ from torch import Tensor
 from prunus.sparsity.methods import Statistics
 from prunus.sparsity.select import keep_in_rows
 
-WidthNeed: TypeAlias = Literal["input_sq_norm", "input_mean", "gram", "gate_gradient"]
+WidthNeed: TypeAlias = Literal["input_sq_norm", "input_mean", "gram", "gate_gradient", "weight_gradient"]
+FROM_THE_LOSS = frozenset({"gate_gradient", "weight_gradient"})  # needs that the pass over the blocks cannot meet
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,6 +30,7 @@ class Units:
     statistics: Statistics  # of the reader's inputs
     producers: tuple[Tensor, ...] = ()  # each (U, n): what else goes with a unit, flattened: rows, biases
     gate_gradient_NU: Tensor | None = None  # of each sequence: the loss's derivative by a factor on each unit
+    weight_taylor_U: Tensor | None = None  # |weight x derivative of the loss by it|, summed over all weights of a unit
     runs: int = 1  # units fall into so many runs of equal length, each of which keeps as many
 
     @property

@@ -10,7 +10,7 @@ Shapes: N = windows, T = tokens, O = out_features, I = in_features.
 import fnmatch
 import json
 import shutil
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunus.calibration import BlockPass, HiddenStates, StreamedSource, Tensors, embed_all, hidden_shape
+from prunus.calibration import BlockPass, HiddenStates, Tensors, embed_all, hidden_shape
 from prunus.checkpoint.output import sync_directory, trials_of
 from prunus.checkpoint.record import RECORD_NAME, read_record, write_json
 from prunus.errors import UserError
-from prunus.evaluation.evaluate import mean_kl
-from prunus.models import StreamedModel, open_model
+from prunus.models import StreamedModel
 from prunus.models.spec import BlockSpec, Group, LinearSpec, Stage
 from prunus.progress import progress
 from prunus.settings import SparsifySettings
@@ -38,10 +37,9 @@ from prunus.sparsity.allocation import (
     owl,
 )
 from prunus.steps.calibration_text import calibration_batch
+from prunus.steps.held_out import held_out_kl, held_out_windows, spread
 from prunus.steps.sensitivity import sensitivity_of_windows
 from prunus.text.batches import TokenBatch
-
-HELD_OUT = 8
 
 # Writes a model with these settings to this directory.
 SparsifyTo = Callable[[Path, SparsifySettings], object]
@@ -97,7 +95,7 @@ def _search(
     overrides = _overrides(model, settings, pattern, place)
     sparsify_to(place / settings.allocation, uniform.model_copy(update={"overrides": overrides}))
     held_out = held_out_windows(model, settings)
-    kls = {name: _held_out_kl(model, place / name, held_out, max_memory) for name in ("uniform", settings.allocation)}
+    kls = {name: held_out_kl(model, place / name, held_out, max_memory) for name in ("uniform", settings.allocation)}
     winner = min(kls, key=lambda name: (kls[name], name != "uniform"))
     windows = len(held_out.tokens_NT)
     facts = {"asked": settings.allocation, "used": winner, "held_out_kl": kls, "held_out_windows": windows}
@@ -167,7 +165,7 @@ def _by_measured_sensitivity(
     model: StreamedModel, settings: SparsifySettings, pattern: Unstructured, matrices: Matrices
 ) -> dict[str, Unstructured]:
     seen = calibration_batch(model, settings)  # not the windows that judge the result
-    rows = sensitivity_of_windows(model, _spread(seen, range(len(seen.tokens_NT))).tokens_NT, pattern, by="block")
+    rows = sensitivity_of_windows(model, spread(seen, range(len(seen.tokens_NT))).tokens_NT, pattern, by="block")
     harm = {row["name"]: max(row["kl"], 1e-9) for row in rows}
     sizes = _sizes(matrices)
     block_sizes: dict[str, int] = {}
@@ -232,29 +230,6 @@ def input_norms(model: StreamedModel, batch: TokenBatch) -> dict[str, Tensor]:
         for index in range(len(model.spec.blocks)):
             run.run_block(index, hidden, hidden)
     return edit.sq_norms
-
-
-def held_out_windows(model: StreamedModel, settings: SparsifySettings) -> TokenBatch:
-    """Calibration windows that pruning never sees: drawn with the same seed beyond those it does. Raises UserError."""
-    used = {tuple(row.tolist()) for row in calibration_batch(model, settings).tokens_NT}
-    more = calibration_batch(model, settings.model_copy(update={"samples": settings.samples + HELD_OUT}))
-    fresh = [n for n, row in enumerate(more.tokens_NT) if tuple(row.tolist()) not in used]
-    if not fresh:
-        raise UserError("the calibration text has no window left to judge an allocation on; give more text.")
-    return _spread(more, fresh)
-
-
-def _spread(batch: TokenBatch, candidates: Sequence[int]) -> TokenBatch:
-    """HELD_OUT of the candidates, evenly spaced, since windows stand source after source."""
-    step = max(len(candidates) / HELD_OUT, 1)
-    chosen = [candidates[int(number * step)] for number in range(min(HELD_OUT, len(candidates)))]
-    return TokenBatch(batch.tokens_NT[chosen], batch.real_NT[chosen], batch.description)
-
-
-def _held_out_kl(dense: StreamedModel, directory: Path, batch: TokenBatch, max_memory: int | None) -> float:
-    sparse = open_model(directory, dtype=dense.dtype, device=str(dense.device))
-    sources = [StreamedSource(model, max_memory=max_memory) for model in (sparse, dense)]
-    return mean_kl(sources[0], sources[1], batch.tokens_NT)
 
 
 def _fingerprint(directory: Path) -> str | None:

@@ -103,7 +103,7 @@ class BlockJob:
         saved = output.progress() or nothing_done()
         self.model.dtype = DTYPES[saved.get("dtype", str(self.model.dtype).removeprefix("torch."))]
         memory = plan_memory(self.model, self.step.needs, self.step.settings, self.max_memory)
-        self.shards.check_space(output, memory.disk_bytes)
+        self.shards.check_space(output, max(memory.disk_bytes - _hidden_on_disk(output), 0))
         reads_text = self.step.prepares or self.step.needs
         batch = calibration_batch(self.model, self.step.settings) if reads_text else no_text()
         if self.step.prepares:
@@ -228,6 +228,11 @@ def nothing_done() -> dict[str, Any]:
 def no_text() -> TokenBatch:
     """For methods that look at weights alone."""
     return TokenBatch(torch.empty(0, 1, dtype=torch.long), torch.empty(0, 1, dtype=torch.bool), [])
+
+
+def _hidden_on_disk(output: OutputDirectory) -> int:
+    """Bytes of hidden states whose room an interrupted run has taken already; the run that goes on uses them again."""
+    return sum(file.stat().st_size for file in output.partial.glob("hidden-*"))
 
 
 def _num_zeros(state: dict[str, Tensor]) -> int:

@@ -4,11 +4,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from prunus.models import StreamedModel
 from prunus.models.limits import max_length
-from prunus.progress import quiet_libraries
+from prunus.models.whole import load_whole
 from prunus.settings import CalibratedSettings
 from prunus.text.batches import TokenBatch, calibration_tokens
 from prunus.text.self_generated import self_generator, start_token
@@ -33,10 +32,7 @@ def calibration_batch(model: StreamedModel, settings: CalibratedSettings) -> Tok
 
 def whole_model(model: StreamedModel) -> Any:
     """The model loaded whole, for what needs every block again and again: generating, and going back for gradients."""
-    path, trust = model.checkpoint.path, model.checkpoint.trust_remote_code
-    with quiet_libraries():
-        whole = AutoModelForCausalLM.from_pretrained(path, dtype=model.dtype, trust_remote_code=trust)
-    return whole.to(model.device)
+    return load_whole(model.checkpoint, model.dtype, model.device)
 
 
 def check_text(model: StreamedModel, settings: CalibratedSettings, *, more: int = 0) -> None:

@@ -17,9 +17,9 @@ from prunus.errors import UserError
 from prunus.models import StreamedModel
 from prunus.settings import SparsifySettings
 from prunus.sparsity import METHODS, parse_pattern
-from prunus.steps.allocate import HELD_OUT
 from prunus.steps.calibration_text import check_text
 from prunus.steps.estimate import Estimate
+from prunus.steps.held_out import HELD_OUT
 from prunus.steps.identity import identity
 from prunus.steps.notices import notices
 from prunus.steps.sparsify import estimate

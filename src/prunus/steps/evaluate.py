@@ -9,6 +9,7 @@ import torch
 
 from prunus.calibration import StreamedSource
 from prunus.checkpoint import Checkpoint, add_to_record, open_checkpoint, read_record
+from prunus.checkpoint.per_layer import layer_fields
 from prunus.errors import UserError
 from prunus.evaluation.continuations import continuations
 from prunus.evaluation.evaluate import evaluate_model
@@ -63,6 +64,11 @@ def _check(settings: EvaluateSettings, checkpoints: list[Checkpoint]) -> None:
         check_config(checkpoint.config, trust_remote_code=checkpoint.trust_remote_code)
         if settings.prompts:
             load_tokenizer(checkpoint)
+        if settings.tasks and layer_fields(checkpoint.config) is not None:
+            raise UserError(
+                f"the layers of {checkpoint.path} differ, and lm-eval opens only what plain transformers "
+                "opens; measure it with --text, --choices or --prompt."
+            )
     if settings.tasks:
         find_tasks(settings.tasks)
 

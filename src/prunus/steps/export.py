@@ -94,7 +94,7 @@ def check_export(model: StreamedModel, settings: ExportSettings) -> tuple[GgufTy
             f"{checkpoint.path} holds Python code, which {NAME}'s converter may run; read it, then allow it with "
             "--trust-remote-code, or remove it."
         )
-    check_uniform(model.spec)
+    check_uniform(checkpoint)
     width = int(checkpoint.config.get_text_config(decoder=True).hidden_size)
     untested = [f"{NAME} here is not the tested one: {', '.join(installed.untested)}"] if installed.untested else []
     return kind, installed, [*untested, *check_widths(model.spec, width, kind)]

@@ -29,7 +29,7 @@ def distances(model: StreamedModel, batch: TokenBatch, span: int, distance: Dist
             if end >= span:
                 means.append(_mean(dense.at(end - span), after, batch.real_NT, distance))
                 dense.forget_before(end - span + 1)
-    _check_finite(means, model)
+    check_finite(means, model)
     return means
 
 
@@ -42,7 +42,8 @@ def _mean(before: HiddenStates, after: HiddenStates, real_NT: Tensor, distance: 
     return total / int(real_NT.sum())
 
 
-def _check_finite(means: list[float], model: StreamedModel) -> None:
+def check_finite(means: list[float], model: StreamedModel) -> None:
+    """Raises UserError for a mean that is NaN or infinite."""
     if not all(map(math.isfinite, means)):
         raise UserError(
             f"the hidden states of {model.checkpoint.path} became NaN or Inf in "

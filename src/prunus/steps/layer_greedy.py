@@ -17,7 +17,7 @@ from torch import Tensor
 
 from prunus.calibration import HiddenStates, embed_all, hidden_shape
 from prunus.calibration.dense_stream import DenseStream
-from prunus.calibration.fold_block import fit_folds, folded_weight, set_last_weight
+from prunus.calibration.fold_block import LastMatrix, fit_folds, set_last_matrix
 from prunus.evaluation.divergence import token_kl
 from prunus.evaluation.source import POSITIONS_AT_ONCE, check_finite
 from prunus.memory import release_freed_memory
@@ -149,4 +149,5 @@ class _Walk:
 
     def _use(self, layer: int, state: dict[str, Tensor], folded: Folded | None) -> None:
         if self._dense is not None:
-            set_last_weight(self._model, layer, folded_weight(self._model, layer, state, folded))
+            stored = LastMatrix.stored_in(self._model.spec.blocks[layer], state)
+            set_last_matrix(self._model, layer, stored.folded(folded))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from prunus.calibration import BlockPass, HiddenStates
 from prunus.calibration.dense_stream import DenseStream
-from prunus.calibration.fold_block import fit_folds, folded_weight, last_matrix, set_last_weight
+from prunus.calibration.fold_block import LastMatrix, fit_folds, last_matrix, last_parameters, set_last_matrix
 from prunus.checkpoint import OutputDirectory
 from prunus.checkpoint.shards import Shards
 from prunus.models import StreamedModel
@@ -108,17 +108,17 @@ class Folding:
 
     def _fold(self, run: RemovedRun, dense: DenseStream, rows: Rows, save: Callable[[], None], *, go_on: bool) -> None:
         layer = run.before
-        hidden_in, weight_OI = self._inputs_of(layer, dense), self._known(layer)
+        hidden_in, matrix = self._inputs_of(layer, dense), self._known(layer)
         target = dense.at(run.boundary)  # before the layer is loaded: the dense walk runs it, too, and frees it
         state = self._model.load_block(layer)
-        if weight_OI is None:
+        if matrix is None:
             (folded,) = fit_folds(self._model, layer, hidden_in, self._batch.real_NT, [target])
-            weight_OI = folded_weight(self._model, layer, state, folded)
+            matrix = LastMatrix.stored_in(self._model.spec.blocks[layer], state).folded(folded)
             rows.append(self._row(run, folded))
-            self._write(layer, weight_OI)
+            self._write(layer, matrix)
             save()
         if go_on:
-            set_last_weight(self._model, layer, weight_OI)
+            set_last_matrix(self._model, layer, matrix)
             self._step(layer, hidden_in)
         self._model.free_block(layer)
         dense.forget_before(run.boundary)
@@ -140,20 +140,16 @@ class Folding:
             self._own[n] = self._model.run_block(layer, hidden_in[n])
         self._reached = layer + 1
 
-    def _parameter(self, layer: int) -> str:
-        spec = self._model.spec.blocks[layer]
-        return spec.full_parameter(last_matrix(spec))
-
-    def _known(self, layer: int) -> Tensor | None:
-        """The weight (O, I) that an interrupted run wrote already."""
+    def _known(self, layer: int) -> LastMatrix | None:
+        """What an interrupted run wrote already."""
         if not self._writer.is_written(layer):
             return None
-        name = self._parameter(layer)
-        return last_matrix(self._model.spec.blocks[layer]).view(self._writer.read(layer, [name])[name])
+        spec = self._model.spec.blocks[layer]
+        return LastMatrix.stored_in(spec, self._writer.read(layer, last_parameters(spec)))
 
-    def _write(self, layer: int, weight_OI: Tensor) -> None:
-        stored = weight_OI.T if last_matrix(self._model.spec.blocks[layer]).transposed else weight_OI
-        self._writer.write(layer, {self._parameter(layer): stored.contiguous()})
+    def _write(self, layer: int, matrix: LastMatrix) -> None:
+        spec = self._model.spec.blocks[layer]
+        self._writer.write(layer, {spec.full(name): new for name, new in matrix.stored(last_matrix(spec)).items()})
 
     def _row(self, run: RemovedRun, folded: Folded) -> dict[str, Any]:
         spec = self._model.spec.blocks[run.before]

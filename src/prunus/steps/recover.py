@@ -11,8 +11,8 @@ from prunus.checkpoint import OutputDirectory, read_record
 from prunus.checkpoint.record import new_record
 from prunus.machine_choice import DTYPES, parse_memory
 from prunus.models.limits import max_length
+from prunus.models.whole import load_whole
 from prunus.recovery.data import TrainingText, training_text
-from prunus.recovery.teacher import load_whole
 from prunus.result import Run
 from prunus.settings import RecoverSettings
 from prunus.steps.identity import identity
@@ -52,8 +52,9 @@ def recover(
 
 
 def _identity(setup: Setup) -> dict[str, Any]:
-    """What decides the content of the result, the teacher's weights included."""
-    return {**identity(setup.settings), "teacher_sha256": setup.teacher.sha256 if setup.teacher else None}
+    """What decides the content of the result: the teacher's weights too, and what the record tells of its blocks."""
+    layers = {"teacher_layers": list(setup.plan.layers)} if setup.plan.layers else {}
+    return {**identity(setup.settings), "teacher_sha256": setup.teacher.sha256 if setup.teacher else None, **layers}
 
 
 def _run(setup: Setup, output: OutputDirectory, tensorboard: str | Path | None) -> None:
@@ -108,6 +109,7 @@ def _record(setup: Setup, output: OutputDirectory, text: TrainingText, facts: di
         "fingerprint": output.fingerprint,
         "input": {"path": str(setup.checkpoint.path), "sha256": setup.checkpoint.sha256},
         "teacher": teacher,
+        "teacher_layers": list(setup.plan.layers),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "method": setup.settings.method,
         "lr": setup.settings.learning_rate,

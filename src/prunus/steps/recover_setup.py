@@ -20,6 +20,7 @@ from prunus.recovery.memory import Sizes, check_fits
 from prunus.recovery.processes import Processes, check_share
 from prunus.recovery.trainer import Plan
 from prunus.settings import RecoverSettings
+from prunus.steps.recover_layers import teacher_layers
 
 EVALUATIONS = 8  # in a run, where the user does not say; a long run evaluates every MOST_STEPS
 MOST_STEPS = 100
@@ -53,8 +54,9 @@ def set_up(model: str | Path, settings: RecoverSettings, max_memory: int | None,
     own = choose_dtype(settings.dtype, str(processes.device), width)
     dtype = processes.agree(own, (torch.float32, torch.bfloat16))
     streamed = StreamedModel(checkpoint, dtype=torch.float32, device=str(processes.device))
-    plan = make_plan(settings, teacher_layers(streamed, teacher, settings), processes.count, dtype)
     history = (read_record(checkpoint.path) or {}).get("history") or []
+    layers = teacher_layers(streamed, teacher, settings, history, says_so=processes.is_main)
+    plan = make_plan(settings, layers, processes.count, dtype)
     masks = MaskSource(matrices_of(streamed.spec), history, settings.keep_zeros)
     sizes = sizes_of(streamed, teacher, settings, dtype, processes)
     check_fits(sizes, available_memory(processes.device, max_memory))
@@ -98,33 +100,6 @@ def _check_vocabulary(student: Checkpoint, teacher: Checkpoint) -> None:
             f"the teacher {teacher.path} has another vocabulary ({sizes[1]} tokens, the model {sizes[0]}), so their "
             "logits cannot be compared; give the dense model that this one was made from."
         )
-
-
-def teacher_layers(student: StreamedModel, teacher: Checkpoint | None, settings: RecoverSettings) -> tuple[int, ...]:
-    """Of each block of the student, how many of the teacher's blocks it stands at the end of.
-
-    Blocks that depth pruning took away are taken as evenly spread, unless `teacher_blocks` says which are left.
-    """
-    if teacher is None or "hidden" not in settings.losses:
-        return ()
-    own, others = (one.get_text_config(decoder=True) for one in (student.config, teacher.config))
-    if own.hidden_size != others.hidden_size:
-        raise UserError(
-            f"loss 'hidden' compares hidden states of one width; the model has {own.hidden_size} and the teacher "
-            f"{others.hidden_size}: use --loss logits."
-        )
-    num, whole = len(student.spec.blocks), int(others.num_hidden_layers)
-    if num > whole:
-        raise UserError(f"the teacher has {whole} blocks and the model {num}; give the model that this was made from.")
-    if not settings.teacher_blocks:
-        return tuple(round((i + 1) * whole / num) for i in range(num))
-    given = settings.teacher_blocks
-    if len(given) != num or sorted(set(given)) != list(given) or given[0] < 0 or given[-1] >= whole:
-        raise UserError(
-            f"teacher_blocks={','.join(map(str, given))}: give {num} rising numbers from 0 to {whole - 1}, the "
-            "teacher's block for each block of the model."
-        )
-    return tuple(number + 1 for number in given)
 
 
 def make_plan(settings: RecoverSettings, layers: tuple[int, ...], processes: int, dtype: torch.dtype) -> Plan:

@@ -13,12 +13,13 @@ from torch.utils.checkpoint import checkpoint as recompute
 from prunus.checkpoint import OutputDirectory
 from prunus.errors import UserError
 from prunus.models.trace import find_blocks
+from prunus.models.whole import load_whole
 from prunus.progress import progress as progress_bar
 from prunus.recovery.adapters import adapter_names, add_adapters, merged
 from prunus.recovery.data import TrainingText
 from prunus.recovery.keep_masks import KeepMasks, count_zeros, num_weights
 from prunus.recovery.progress_files import Metrics, Progress, ProgressFiles, Tensors
-from prunus.recovery.teacher import HELD_OUT, TRAIN, Teacher, TeacherInMemory, load_whole, teacher_on_disk
+from prunus.recovery.teacher import HELD_OUT, TRAIN, Teacher, TeacherInMemory, teacher_on_disk
 from prunus.recovery.trainer import Trainer, thinned
 from prunus.steps.recover_result import Result, Trained, say_guessed_masks, zeros_facts
 from prunus.steps.recover_setup import Setup

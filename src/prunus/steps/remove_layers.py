@@ -75,6 +75,7 @@ class LayerJob:
         self.model.dtype = DTYPES[self._saved.get("dtype", str(self.model.dtype).removeprefix("torch."))]
         needs = ("gram",) if self.step.settings.fold else ("input_sq_norm",)
         plan_memory(self.model, needs, self.step.settings, self._max_memory)
+        self.step.check_memory(self._max_memory)
         batch = calibration_batch(self.model, self.step.settings)
         with full_disk_is_an_error(self.output.out), torch.no_grad():
             if "dtype" not in self._saved:  # a run that goes on has taken its room already

@@ -3,12 +3,13 @@
 Shapes: N = windows, T = tokens, H = hidden, V = vocabulary.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from prunus.calibration import BlockPass, HiddenStates, embed_all, hidden_shape
+from prunus.calibration import BlockPass, Edit, HiddenStates, embed_all, hidden_shape
 from prunus.errors import UserError
 from prunus.evaluation.divergence import token_kl
 from prunus.evaluation.source import check_finite
@@ -44,19 +45,32 @@ def sensitivity_of_windows(
     model: StreamedModel, tokens_NT: Tensor, pattern: Pattern, *, by: str
 ) -> list[dict[str, Any]]:
     """The same on given tokens. Every row names the model it is about. Raises UserError when a KL is NaN."""
-    wanted = METHODS[METHOD].resolve(pattern)
+    method = METHODS[METHOD]
+    wanted = method.resolve(pattern)
     conditions = _conditions(model, tokens_NT, wanted)
-    inputs = _dense_inputs(model, tokens_NT)
     units = _units(model, by)
-    rows = []
-    with progress("Sensitivity", len(units)) as advance:
-        for index, name, projection, names in units:
-            final = _final_hidden(model, tokens_NT, inputs[index], index, dict.fromkeys(names, wanted))
-            kl = _mean_kl(model, tokens_NT, inputs[-1], final)
+    edits = [SparsifyEdit(method, method.options(), Plan(dict.fromkeys(names, wanted))) for *_, names in units]
+    alone = [(index, name, edit) for (index, name, _, _), edit in zip(units, edits, strict=True)]
+    return [
+        {"name": name, "block": index, "projection": projection, "kl": kl, **conditions}
+        for (index, name, projection, _), kl in zip(units, kl_of_each(model, tokens_NT, alone), strict=True)
+    ]
+
+
+def kl_of_each(model: StreamedModel, tokens_NT: Tensor, alone: Sequence[tuple[int, str, Edit]]) -> list[float]:
+    """KL(dense || one block edited), mean nats per token, for each (block, name of what is edited, edit).
+
+    Raises UserError when a KL is NaN.
+    """
+    inputs = _dense_inputs(model, tokens_NT)
+    found = []
+    with progress("Sensitivity", len(alone)) as advance:
+        for index, name, edit in alone:
+            kl = _mean_kl(model, tokens_NT, inputs[-1], _final_hidden(model, tokens_NT, inputs[index], index, edit))
             check_finite({"KL": kl}, str(model.checkpoint.path), f"this text, with {name} pruned,")
-            rows.append({"name": name, "block": index, "projection": projection, "kl": kl, **conditions})
+            found.append(kl)
             advance(1)
-    return rows
+    return found
 
 
 def _conditions(model: StreamedModel, tokens_NT: Tensor, wanted: Pattern) -> dict[str, Any]:
@@ -94,13 +108,9 @@ def _dense_inputs(model: StreamedModel, tokens_NT: Tensor) -> list[HiddenStates]
     return states
 
 
-def _final_hidden(
-    model: StreamedModel, tokens_NT: Tensor, start: HiddenStates, index: int, patterns: dict[str, Pattern]
-) -> HiddenStates:
+def _final_hidden(model: StreamedModel, tokens_NT: Tensor, start: HiddenStates, index: int, edit: Edit) -> HiddenStates:
     shape = (start.states_NTH.shape[0], start.states_NTH.shape[1], start.states_NTH.shape[2])
     hidden = HiddenStates(shape, model.dtype)
-    method = METHODS[METHOD]
-    edit = SparsifyEdit(method, method.options(), Plan(patterns))
     real_NT = _all_real(tokens_NT)
     BlockPass(model=model, real_NT=real_NT, edit=edit, num_in_memory=len(tokens_NT)).run_block(index, start, hidden)
     plain = BlockPass(model=model, real_NT=real_NT, edit=None)

@@ -10,13 +10,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PretrainedConfig
 
 from prunus.checkpoint import Checkpoint, OutputDirectory, open_checkpoint, read_record
 from prunus.checkpoint.output import check_place, fingerprint, full_disk_is_an_error
+from prunus.checkpoint.per_layer import layer_fields
 from prunus.checkpoint.record import write_json
 from prunus.errors import UserError
-from prunus.machine_choice import choose_device, choose_dtype, parse_memory
+from prunus.machine_choice import DTYPES, choose_device, choose_dtype, parse_memory
 from prunus.models import StreamedModel
 from prunus.models.cut import Cut, axes_named
 from prunus.result import Run
@@ -26,8 +28,10 @@ from prunus.steps.calibration_text import calibration_batch
 from prunus.steps.identity import identity
 from prunus.steps.layer_step import LayersStep
 from prunus.steps.remove_layers import LayerJob
+from prunus.steps.remove_sublayers import SublayerStep
 from prunus.steps.shrink_budget import Mix, choose_mix, mixes
 from prunus.steps.shrink_observed import ObservedStep
+from prunus.steps.shrink_per_layer import UNIFORM, PerLayerCall, check_per_layer, check_tier
 from prunus.steps.shrink_shapes import planned_cut
 from prunus.steps.shrink_step import CutStep
 from prunus.steps.shrink_width import AXES as WIDTHS
@@ -52,6 +56,7 @@ def shrink(
 ) -> Run:
     """Write a smaller copy of `model` to `out`, which opens in plain transformers.
 
+    The exceptions are `per_layer`, `attention` and `mlp`: layers that differ open in `prunus.load` and prunus alone.
     `settings` are the fields of `ShrinkSettings`: what stays along each axis (ffn=0.75, kv_groups=2, ...), score,
     refit, calibration, ... The same call again goes on where an interrupted one stopped, and returns at once when `out`
     is already its result. Raises UserError for anything the user can mend, before weights are read.
@@ -73,11 +78,21 @@ class ShrinkCall:
         self.checkpoint = open_checkpoint(model, trust_remote_code=trust)
         self.place, self.max_memory = Path(out).expanduser().absolute(), parse_memory(max_memory)
         check_place(self.place, self.checkpoint.path)
+        if layer_fields(self.checkpoint.config) is not None:
+            raise UserError(
+                f"the layers of {self.checkpoint.path} differ already; shrink the model that it was made from."
+            )
 
     @cached_property
     def request(self) -> str:
         """What decides the content of OUT, all parts of the call together."""
         return fingerprint(identity(self.settings), self.checkpoint)
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """The forward dtype of all parts. Measured once, as two measurements may come out differently."""
+        width_H = int(self.checkpoint.config.get_text_config(decoder=True).hidden_size)
+        return choose_dtype(self.settings.dtype, choose_device(self.settings.device), width_H)
 
     @property
     def is_done(self) -> bool:
@@ -94,20 +109,37 @@ class ShrinkCall:
     def check(self) -> tuple[StreamedModel, list[Cut]]:
         """The model, and the cuts that will be made. Raises UserError for what cannot be."""
         trust = self.checkpoint.trust_remote_code
-        model = _streamed(self.checkpoint, self.settings)
+        model = self._streamed(self.checkpoint)
         settings = self.settings
+        if settings.sublayers:
+            check_tier(model)
+            SublayerStep(settings, model)
+            return model, []
         if settings.budget:
             settings = with_mix(settings, mixes(model, settings)[0])
         if settings.layers is not None:
-            LayersStep(settings.of_layers, self.checkpoint)
+            LayersStep(settings.of_layers, self.checkpoint, self.dtype).check_memory(self.max_memory)
         for part in parts(settings):
             axes = axes_named(model.config, part.wishes, trust_remote_code=trust)
             kind_of(part).check(model, part, axes, self.max_memory)
-        return model, plan_cuts(model.config, settings, trust)
+        cuts = plan_cuts(model.config, settings, trust)
+        if self.has_own_widths:
+            check_per_layer(model, settings, cuts[0])
+        return model, cuts
+
+    @property
+    def has_own_widths(self) -> bool:
+        """Whether layers may differ in width."""
+        return self.settings.per_layer != UNIFORM
 
     def run(self) -> Run:
         """Each part on the result of the one before. What lies between is removed once OUT is there."""
         between = Path(f"{self.place}.steps")
+        if self.has_own_widths:
+            self._per_layer(between).run()
+            return Run.open(self.place)
+        if self.settings.sublayers:
+            return self._without_sublayers()
         settings, mixes_seen = self._resolved(between)
         of_layers = [] if settings.layers is None else [settings.of_layers]
         todo: list[ShrinkSettings | LayersSettings] = [*of_layers, *parts(settings)]
@@ -120,9 +152,29 @@ class ShrinkCall:
                     self._make(part, checkpoint, output, said)
             checkpoint = open_checkpoint(target, trust_remote_code=checkpoint.trust_remote_code)
             done = Run.open(target).last_step
+            self.dtype = DTYPES[done["dtype"]]  # a call that goes on takes that of the one before it
             said |= {"axes": done["axes"], "before": done["before"]}
         shutil.rmtree(between, ignore_errors=True)
         return Run.open(self.place)
+
+    def _without_sublayers(self) -> Run:
+        output = OutputDirectory(self.place, self.checkpoint, identity(self.settings))
+        step = SublayerStep(self.settings, self._streamed(self.checkpoint))
+        step.of_call = {"request": self.request}
+        with output:
+            BlockJob(step.model, step, self.max_memory).run(output)
+        return Run.open(self.place)
+
+    def _per_layer(self, between: Path) -> PerLayerCall:
+        return PerLayerCall(
+            checkpoint=self.checkpoint,
+            settings=self.settings,
+            model=self._streamed(self.checkpoint),
+            place=self.place,
+            between=between,
+            max_memory=self.max_memory,
+            request=self.request,
+        )
 
     def _make(
         self,
@@ -133,11 +185,14 @@ class ShrinkCall:
     ) -> None:
         """`said` is what the record says of the whole call: the request, and the shapes before this part."""
         if isinstance(part, LayersSettings):
-            LayerJob(LayersStep(part, checkpoint), output, self.max_memory, said).run()
+            LayerJob(LayersStep(part, checkpoint, self.dtype), output, self.max_memory, said).run()
             return
-        step = kind_of(part)(part, _streamed(checkpoint, part))
+        step = kind_of(part)(part, self._streamed(checkpoint))
         step.of_call, step.max_memory = said, self.max_memory
         BlockJob(step.model, step, self.max_memory).run(output)
+
+    def _streamed(self, checkpoint: Checkpoint) -> StreamedModel:
+        return StreamedModel(checkpoint, dtype=self.dtype, device=choose_device(self.settings.device))
 
     def _resolved(self, between: Path) -> tuple[ShrinkSettings, list[dict[str, Any]]]:
         """The settings with the mix that the budget leads to, and what it was chosen from; an earlier choice holds."""
@@ -147,7 +202,7 @@ class ShrinkCall:
         if file.exists():
             found = json.loads(file.read_text(encoding="utf-8"))
         else:
-            model = _streamed(self.checkpoint, self.settings)
+            model = self._streamed(self.checkpoint)
             found = choose_mix(model, self.settings, calibration_batch(model, self.settings))
             with full_disk_is_an_error(self.place):
                 between.mkdir(parents=True, exist_ok=True)
@@ -165,11 +220,13 @@ def with_mix(settings: ShrinkSettings, mix: Mix) -> ShrinkSettings:
 
 
 def parts(settings: ShrinkSettings) -> list[ShrinkSettings]:
-    """The settings of each step on the way, every one with the axes of its kind alone."""
+    """The settings of each step on the way, every one with the axes of its kind alone, and what decides on them."""
     found = []
     for axes, _ in KINDS:
         if set(axes) & set(settings.wishes):
-            found.append(settings.model_copy(update={axis: None for axis in AXES if axis not in axes}))
+            others = [axis for axis in AXES if axis not in axes]
+            unused = [*others, *(["expert_score"] if "experts" in others else [])]
+            found.append(settings.model_copy(update=dict.fromkeys(unused)))
     return found
 
 
@@ -186,9 +243,3 @@ def plan_cuts(config: PretrainedConfig, settings: ShrinkSettings, trust_remote_c
 def kind_of(part: ShrinkSettings) -> type[CutStep]:
     """The step that cuts the axes of a part."""
     return next(step for axes, step in KINDS if set(axes) & set(part.wishes))
-
-
-def _streamed(checkpoint: Checkpoint, settings: ShrinkSettings) -> StreamedModel:
-    device = choose_device(settings.device)
-    width_H = int(checkpoint.config.get_text_config(decoder=True).hidden_size)
-    return StreamedModel(checkpoint, dtype=choose_dtype(settings.dtype, device, width_H), device=device)

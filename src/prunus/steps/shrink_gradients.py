@@ -1,12 +1,13 @@
-"""The loss's derivative by a factor of 1 on every unit: what first-order scores look at.
+"""The loss's derivative by a factor of 1 on every unit, or by every weight of it: what first-order scores look at.
 
-The whole model is loaded in the forward dtype, and one sequence at a time goes forward and back; no weight gets a
-gradient, so memory is the weights, the activations of one sequence and its logits.
+The whole model is loaded in the forward dtype, and one sequence at a time goes forward and back. For factors no weight
+gets a gradient, so memory is the weights, the activations of one sequence and its logits; else that, and the gradients
+in fp32 of the weights that belong to units, each added up and dropped as soon as the way back has passed it.
 
 Letters: N = sequences, T = tokens, I = inputs of a reader, U = units, V = vocabulary.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any
 
@@ -20,10 +21,18 @@ from prunus.models.axes import Axis
 from prunus.models.limits import kv_cache_values
 from prunus.progress import progress
 from prunus.steps.calibration_text import whole_model
-from prunus.steps.shrink_width_edit import axis_read, input_dim
+from prunus.steps.shrink_width_edit import FromTheLoss, axis_read, input_dim
 from prunus.text.batches import TokenBatch
 
 Axes = Mapping[str, Axis]
+
+
+def from_the_loss(model: StreamedModel, axes: Axes, batch: TokenBatch, needs: Collection[str]) -> FromTheLoss:
+    """What scores with these needs want of the loss; nothing where they do not look at it."""
+    return FromTheLoss(
+        gate_gradients(model, axes, batch) if "gate_gradient" in needs else {},
+        weight_taylor(model, axes, batch) if "weight_gradient" in needs else {},
+    )
 
 
 def gate_gradients(model: StreamedModel, axes: Axes, batch: TokenBatch) -> dict[str, Tensor]:
@@ -36,14 +45,57 @@ def gate_gradients(model: StreamedModel, axes: Axes, batch: TokenBatch) -> dict[
         whole.get_submodule(name).register_forward_pre_hook(_watch(partial(_keep, found[name], columns_UW)))
         for name, columns_UW in readers.items()
     ]
-    with torch.enable_grad(), progress("Gradients", len(batch.tokens_NT), 0) as advance:
-        for tokens_T in batch.tokens_NT:
-            tokens_1T = tokens_T[None].to(model.device)
-            whole(input_ids=tokens_1T, labels=tokens_1T, use_cache=False).loss.backward()
-            advance(1)
+    _back_from_the_loss(whole, batch, model.device)
     for handle in handles:
         handle.remove()
     return {name: torch.stack(rows) for name, rows in found.items()}
+
+
+def weight_taylor(model: StreamedModel, axes: Axes, batch: TokenBatch) -> dict[str, Tensor]:
+    """Name of each matrix that reads units of these axes -> (U), fp32: what `taylor-element` sums up."""
+    members = _members(model, axes)
+    whole = whole_model(model).requires_grad_(False)
+    weights = {name: whole.get_parameter(name).requires_grad_() for of in members.values() for name, _, _ in of}
+    sums = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in weights.items()}
+    for name, weight in weights.items():
+        weight.register_post_accumulate_grad_hook(partial(_add_up, sums[name]))
+    _back_from_the_loss(whole, batch, model.device)
+    for name, weight in weights.items():
+        sums[name].mul_(weight.detach()).abs_()
+    return {
+        reader: sum((_by_unit(sums[name], dim, positions_UW) for name, dim, positions_UW in of), torch.zeros(()))
+        for reader, of in members.items()
+    }
+
+
+def _back_from_the_loss(whole: Any, batch: TokenBatch, device: torch.device) -> None:
+    with torch.enable_grad(), progress("Gradients", len(batch.tokens_NT), 0) as advance:
+        for tokens_T in batch.tokens_NT:
+            tokens_1T = tokens_T[None].to(device)
+            whole(input_ids=tokens_1T, labels=tokens_1T, use_cache=False).loss.backward()
+            advance(1)
+
+
+def _members(model: StreamedModel, axes: Axes) -> dict[str, list[tuple[str, int, Tensor]]]:
+    """Name of the reader -> (parameter, dimension, where each unit is along it (U, W)) of all that goes with a unit."""
+    found = {}
+    for block, linear in model.spec.matrices:
+        if axis := axis_read(axes, block, linear):
+            own = [(name, dim) for name, dim in axis.segments if name.startswith(f"{block.name}.")]
+            found[block.full_name(linear)] = [(name, dim, axis.positions(name, dim)) for name, dim in own]
+    return found
+
+
+def _add_up(total: Tensor, weight: Tensor) -> None:
+    assert weight.grad is not None
+    total += weight.grad
+    weight.grad = None
+
+
+def _by_unit(values: Tensor, dim: int, positions_UW: Tensor) -> Tensor:
+    """(U): the sum over all elements of each unit."""
+    rows = values.movedim(dim, 0)[positions_UW.flatten().to(values.device)]
+    return rows.reshape(len(positions_UW), -1).sum(1)
 
 
 def _readers(model: StreamedModel, axes: Axes) -> dict[str, Tensor]:
@@ -68,7 +120,9 @@ def _keep(rows: list[Tensor], columns_UW: Tensor, x: Tensor, gradient: Tensor) -
     rows.append(by_input_I[columns_UW].sum(1))
 
 
-def check_gradients(model: StreamedModel, axes: Axes, length: int, max_memory: int | None) -> None:
+def check_gradients(
+    model: StreamedModel, axes: Axes, length: int, max_memory: int | None, *, by_weights: bool = False
+) -> None:
     """Raise UserError where gradients cannot be had, or would not fit into memory, before weights are read."""
     for block, linear in model.spec.matrices:
         if linear.expert is not None and axis_read(axes, block, linear):
@@ -77,6 +131,9 @@ def check_gradients(model: StreamedModel, axes: Axes, length: int, max_memory: i
                 "score without gradients, such as second-order."
             )
     needed, free = _bytes(model, length), max_memory or int(psutil.virtual_memory().available)
+    if by_weights:
+        names = {name for of in _members(model, axes).values() for name, _, _ in of}
+        needed += 4 * sum(model.checkpoint.tensors[key].num_elements for key in model.names.keys_of(names))
     if needed > free:
         raise UserError(
             f"this score loads the whole model and needs about {needed / 2**30:.1f} GiB; {free / 2**30:.1f} GiB are "

@@ -48,10 +48,6 @@ class ObservedStep(CutStep):
     prepares = True
     needs: Collection[str] = ()
 
-    def __init__(self, settings: ShrinkSettings, model: StreamedModel) -> None:
-        super().__init__(settings, model)
-        self._expert_score = EXPERT_SCORES[settings.expert_score]
-
     @staticmethod
     def needs_of(settings: ShrinkSettings) -> set[str]:
         return {"hidden_states"}
@@ -68,7 +64,9 @@ class ObservedStep(CutStep):
         if "hidden" in self.cut.axes:
             rows.append(self._row("hidden", None, hidden_H))
         if "experts" in self.cut.axes:
-            rows += [self._row("experts", i, self._expert_score.score(bank)) for i, bank in banks.items()]
+            assert self.settings.expert_score is not None
+            score = EXPERT_SCORES[self.settings.expert_score].score
+            rows += [self._row("experts", i, score(bank)) for i, bank in banks.items()]
 
     def _row(self, axis: str, block: int | None, score_U: Tensor) -> dict[str, Any]:
         keep_U = keep_in_rows(score_U[None], len(score_U) - self.cut.left[axis])[0]

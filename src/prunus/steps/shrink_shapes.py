@@ -1,13 +1,12 @@
 """What every step that changes shapes plans, says and records: sizes before and after, and the new config."""
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from transformers import PretrainedConfig
 
-from prunus.checkpoint.directory import CONFIG_NAME
+from prunus.checkpoint.directory import read_raw_config
 from prunus.models import StreamedModel
 from prunus.models.axes import shapes_of
 from prunus.models.configs import changed_config, edited_config
@@ -33,33 +32,49 @@ def rounded(settings: ShrinkSettings, cut: Cut) -> list[str]:
     """Sentences on sizes that rounding moved away from what was asked."""
     said = []
     for name, wish in settings.wishes.items():
-        units, left = cut.axes[name].units, cut.left[name]
+        units, left = cut.axes[name].units, cut.mean_left(name)
         wanted = wish if isinstance(wish, int) else wish * units
         if abs(left - wanted) >= 1:
             said.append(
-                f"{name}: {wish} of {units} would be {wanted:g}; rounded to {left} ({left / units:.3f}). --multiple-of "
-                "1 takes what was asked."
+                f"{name}: {wish} of {units} would be {wanted:g}; rounded to {left:g} ({left / units:.3f}). "
+                "--multiple-of 1 takes what was asked."
             )
+    return said
+
+
+def differing(cut: Cut) -> list[str]:
+    """Sentences on widths that are not the same in every layer."""
+    said = []
+    for name, own in cut.by_layer.items():
+        least, most = min(own.values()), max(own.values())
+        units = cut.axes[name].units
+        said.append(f"{name}: layers keep {least} to {most} of {units}, {cut.mean_left(name):g} on average.")
     return said
 
 
 def new_config(model: StreamedModel, fields: dict[str, Any]) -> dict[str, Any]:
     """The content of config.json of the smaller model."""
-    raw = json.loads((model.checkpoint.path / CONFIG_NAME).read_text(encoding="utf-8"))
-    return edited_config(raw, model.config, fields)
+    return edited_config(read_raw_config(model.checkpoint.path), model.config, fields)
 
 
 def shape_facts(model: StreamedModel, cuts: Sequence[Cut], settings: ShrinkSettings) -> dict[str, Any]:
     """What the record says of shapes: units along each axis and what the model weighs, before and after the cuts."""
     return {
         "axes": {
-            name: {"asked": settings.wishes[name], "before": axis.units, "after": cut.left[name]}
+            name: {"asked": settings.wishes[name], "before": axis.units, **_left(cut, name)}
             for cut in cuts
             for name, axis in cut.axes.items()
         },
         "before": asdict(footprint(model, cuts[0].before, model.config)),
         "after": asdict(footprint(model, cuts[-1].after, cuts[-1].config)),
     }
+
+
+def _left(cut: Cut, name: str) -> dict[str, Any]:
+    """Units left: of every layer, or on average and layer by layer."""
+    after = {"after": cut.mean_left(name)}
+    own = cut.by_layer.get(name)
+    return {**after, "per_layer": {str(layer): units for layer, units in own.items()}} if own else after
 
 
 def weight_without_layers(

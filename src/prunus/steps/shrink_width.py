@@ -3,16 +3,17 @@
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
-
 from prunus.errors import UserError
 from prunus.models import StreamedModel
 from prunus.models.axes import Axis
+from prunus.models.cut import ByLayer, with_own_widths
 from prunus.settings_shrink import ShrinkSettings
 from prunus.shrinking import WIDTH_SCORES
-from prunus.steps.shrink_gradients import check_gradients, gate_gradients
+from prunus.shrinking.units import FROM_THE_LOSS
+from prunus.steps.shrink_gradients import check_gradients, from_the_loss
+from prunus.steps.shrink_shapes import differing, rounded
 from prunus.steps.shrink_step import CutStep
-from prunus.steps.shrink_width_edit import WidthEdit, axis_read
+from prunus.steps.shrink_width_edit import FromTheLoss, WidthEdit, axis_read
 from prunus.text.batches import TokenBatch
 
 AXES = ("kv_groups", "ffn", "expert_ffn", "shared_ffn")
@@ -22,13 +23,18 @@ QUERY_HEADS = ("query_heads",)  # read by the matrix that reads the groups too, 
 class WidthStep(CutStep):
     """A `BlockStep`. Raises UserError for sizes or axes that cannot be."""
 
-    def __init__(self, settings: ShrinkSettings, model: StreamedModel) -> None:
+    def __init__(self, settings: ShrinkSettings, model: StreamedModel, widths: ByLayer | None = None) -> None:
+        """`widths`: of each layer, where they are not all alike."""
         super().__init__(settings, model)
+        if widths:
+            trust = model.checkpoint.trust_remote_code
+            self.cut = with_own_widths(model.config, self.cut, widths, trust_remote_code=trust)
+            self.notices = [*rounded(settings, self.cut), *differing(self.cut)]
         self.score = WIDTH_SCORES[settings.score]
         self.title = f"Shrink, {self.score.name}"
-        self.prepares = "gate_gradient" in self.score.needs
-        self.needs = self.needs_of(settings) - {"gate_gradient"}
-        self._gate_gradients: Mapping[str, Tensor] = {}
+        self.prepares = bool(FROM_THE_LOSS & set(self.score.needs))
+        self.needs = self.needs_of(settings) - FROM_THE_LOSS
+        self._loss = FromTheLoss()
 
     @staticmethod
     def needs_of(settings: ShrinkSettings) -> set[str]:
@@ -37,16 +43,17 @@ class WidthStep(CutStep):
     @staticmethod
     def check(model: StreamedModel, settings: ShrinkSettings, axes: Mapping[str, Axis], max_memory: int | None) -> None:
         _check_readers(model, axes)
-        if "gate_gradient" in WIDTH_SCORES[settings.score].needs:
-            check_gradients(model, axes, settings.length, max_memory)
+        needs = FROM_THE_LOSS & set(WIDTH_SCORES[settings.score].needs)
+        if needs:
+            check_gradients(model, axes, settings.length, max_memory, by_weights="weight_gradient" in needs)
 
     def prepare(self, batch: TokenBatch, rows: list[dict[str, Any]]) -> None:
         """Scores that look at the loss see the model as it was: one backward pass before anything is cut."""
-        self._gate_gradients = gate_gradients(self.model, self.cut.axes, batch)
+        self._loss = from_the_loss(self.model, self.cut.axes, batch, self.score.needs)
 
     def edit(self, rows: list[dict[str, Any]]) -> WidthEdit:
         self.rows = rows
-        return WidthEdit(self.score, self.settings.refit, self.cut, self._gate_gradients, rows)
+        return WidthEdit(self.score, self.settings.refit, self.cut, self._loss, rows)
 
     def remarks(self, rows: list[dict[str, Any]]) -> list[str]:
         unseen = [row["name"] for row in rows if row["tokens"] == 0]

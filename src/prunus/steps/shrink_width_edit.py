@@ -21,9 +21,18 @@ from prunus.models.cut import Cut
 from prunus.models.spec import BlockSpec, Group, LinearSpec, Stage
 from prunus.shrinking import Units, WidthScore, choose_units
 from prunus.shrinking.refit import drop, refit
+from prunus.shrinking.units import FROM_THE_LOSS
 from prunus.sparsity import Statistics
 from prunus.sparsity.methods import output_energy
 from prunus.steps.shrink_step import rounded_scores, to_hex
+
+
+@dataclass(frozen=True, slots=True)
+class FromTheLoss:
+    """What the loss of the whole model says, by the name of the matrix that reads the units."""
+
+    gate_gradients: Mapping[str, Tensor] = field(default_factory=dict)  # (N, U)
+    weight_taylor: Mapping[str, Tensor] = field(default_factory=dict)  # (U)
 
 
 @dataclass
@@ -33,15 +42,16 @@ class WidthEdit:
     score: WidthScore
     refits: bool
     cut: Cut
-    gate_gradients: Mapping[str, Tensor] = field(default_factory=dict)  # reader -> (N, U)
+    loss: FromTheLoss = FromTheLoss()
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def needs_at(self, block: BlockSpec, stage: Stage) -> Collection[str] | None:
         linear = stage.groups[0].linears[0]
-        if axis_read(self.cut.axes, block, linear) is None:
+        axis = axis_read(self.cut.axes, block, linear)
+        if axis is None or self.cut.left_in(axis.name, number_of(block)) == axis.units:
             return None
         of_refit = {"gram", "input_mean"} if linear.bias else {"gram"}
-        return {*self.score.needs, *(of_refit if self.refits else ())} - {"gate_gradient"}
+        return {*self.score.needs, *(of_refit if self.refits else ())} - FROM_THE_LOSS
 
     def __call__(
         self, block: BlockSpec, group: Group, weights_OI: list[Tensor], statistics: Statistics, tensors: Tensors
@@ -50,15 +60,13 @@ class WidthEdit:
         linear, weight_OI = group.linears[0], weights_OI[0]
         axis = axis_read(self.cut.axes, block, linear)
         assert axis is not None
-        if not statistics.num_tokens:
-            statistics = Statistics.of_nothing(weight_OI.shape[1], weight_OI.device)
-        units = self._units(axis, block, linear, weight_OI, statistics, tensors)
-        choice = choose_units(self.score, units, self.cut.left[axis.name])
+        units = self.units(axis, block, linear, weight_OI, statistics, tensors)
+        choice = choose_units(self.score, units, self.cut.left_in(axis.name, number_of(block)))
         new_OI, errors = self._solve(units, choice.keep_U, block, linear, tensors)
         self.rows.append(
             {
                 "name": block.full_name(linear),
-                "block": int(block.name.rpartition(".")[2]),
+                "block": number_of(block),
                 "axis": axis.name,
                 "expert": linear.expert,
                 "units": axis.units,
@@ -71,7 +79,7 @@ class WidthEdit:
         )
         return [new_OI.to(weight_OI.dtype), *weights_OI[1:]]
 
-    def _units(
+    def units(
         self,
         axis: Axis,
         block: BlockSpec,
@@ -80,6 +88,9 @@ class WidthEdit:
         statistics: Statistics,
         tensors: Tensors,
     ) -> Units:
+        """What the score sees of the units that this matrix reads."""
+        if not statistics.num_tokens:
+            statistics = Statistics.of_nothing(weight_OI.shape[1], weight_OI.device)
         reader = block.full_parameter(linear)
         producers = []
         for name, dim in axis.segments:
@@ -93,7 +104,8 @@ class WidthEdit:
             columns_UW=axis.positions(reader, input_dim(linear)).to(weight_OI.device),
             statistics=statistics,
             producers=tuple(producers),
-            gate_gradient_NU=self.gate_gradients.get(block.full_name(linear)),
+            gate_gradient_NU=self.loss.gate_gradients.get(block.full_name(linear)),
+            weight_taylor_U=self.loss.weight_taylor.get(block.full_name(linear)),
             runs=axis.runs,
         )
 
@@ -120,6 +132,11 @@ class WidthEdit:
             "error_plain": output_energy(weight_OI - plain_OI, statistics) / before,
             "error": output_energy(weight_OI - new_OI, around) / before,
         }
+
+
+def number_of(block: BlockSpec) -> int:
+    """Which of the model's blocks it is."""
+    return int(block.name.rpartition(".")[2])
 
 
 def axis_read(axes: Mapping[str, Axis], block: BlockSpec, linear: LinearSpec) -> Axis | None:

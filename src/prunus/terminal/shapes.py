@@ -13,6 +13,10 @@ from prunus.steps.shrink_estimate import ShrinkEstimate
 def show_shrunk(run: Run) -> None:
     step = run.last_step
     _show_shapes(str(run.path), step)
+    if "allocation" in step:
+        from prunus.reporting.text import allocation  # here, so that other tables do not wait for the plots
+
+        console.print(allocation(step["allocation"]), markup=False, highlight=False, soft_wrap=True)
     errors = _errors(step.get("groups", []))
     refit = f"; output error {errors['error_plain']:.4f}, refitted {errors['error']:.4f}" if errors else ""
     console.print(

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from prunus.result import Run
     from prunus.steps.bench import bench
     from prunus.steps.evaluate import evaluate
+    from prunus.steps.export import export
     from prunus.steps.profile import profile
     from prunus.steps.recover import recover
     from prunus.steps.report import report
@@ -30,6 +31,7 @@ _HOMES = {
     "bench": "prunus.steps.bench",
     "estimate": "prunus.steps.sparsify",
     "evaluate": "prunus.steps.evaluate",
+    "export": "prunus.steps.export",
     "load": "prunus.models.whole",
     "profile": "prunus.steps.profile",
     "recover": "prunus.steps.recover",
@@ -44,6 +46,7 @@ __all__ = [
     "bench",
     "estimate",
     "evaluate",
+    "export",
     "load",
     "profile",
     "recover",

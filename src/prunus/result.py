@@ -20,6 +20,10 @@ BRIEF = (
     "held_out_after",
     "best_step",
     "stopped",
+    "type",
+    "file",
+    "bytes",
+    "proof",
     "seconds",
     "peak_memory_bytes",
 )

@@ -194,6 +194,12 @@ class EvaluateSettings(Settings):
     device: str = "auto"
 
 
+class ExportSettings(Settings):
+    """Which file is made of a model: gguf or gguf:TYPE."""
+
+    to: str = "gguf"
+
+
 class BenchSettings(Settings):
     """How speed and memory are measured."""
 

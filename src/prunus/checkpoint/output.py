@@ -137,6 +137,11 @@ class OutputDirectory:
             total = sum(info.num_bytes for shard in shards for info in shard.values())
             index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(self.files.items()))}
             write_json(self.partial / INDEX_NAME, index)
+        self.publish()
+
+    def publish(self) -> None:
+        """Give the complete partial directory its name."""
+        with full_disk_is_an_error(self.out):
             self.partial.rename(self.out)
             sync_directory(self.out.parent)
         self._clean()

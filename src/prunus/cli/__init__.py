@@ -9,10 +9,12 @@ import typer
 
 from prunus import __version__
 from prunus.cli import options as opt
+from prunus.cli.engines import engines
+from prunus.cli.export import export
 from prunus.cli.recover import recover
 from prunus.cli.shrink import shrink
 from prunus.cli.sparsify import sparsify
-from prunus.errors import UserError
+from prunus.errors import EngineError, UserError
 
 app = typer.Typer(
     name="prunus",
@@ -24,11 +26,12 @@ app = typer.Typer(
 )
 
 INTERRUPTED = 130
-GO_ON = ("sparsify", "shrink", "recover", "run", "demo")  # what these verbs have finished stays finished
+GO_ON = ("sparsify", "shrink", "recover", "run", "demo", "engines")  # what these verbs have finished stays finished
 
 
-for verb in (sparsify, shrink, recover):
+for verb in (sparsify, shrink, recover, export):
     app.command()(verb)
+app.add_typer(engines, name="engines")
 
 
 @app.command()
@@ -219,12 +222,16 @@ def version() -> None:
 
 
 def main() -> None:
-    """Run the command line; the exit code is 2 for a mistake the user can mend, 130 when interrupted, 1 for a bug."""
+    """Run the command line; the exit code is 2 for a mistake the user can mend, 130 when interrupted, 1 for a bug
+    and for an engine that failed."""
     try:
         app(standalone_mode=True)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except EngineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
     except SystemExit as stop:
         if stop.code == INTERRUPTED:  # typer lets no KeyboardInterrupt through: it exits like this
             goes_on = sys.argv[1] in GO_ON

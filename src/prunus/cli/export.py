@@ -1,0 +1,28 @@
+"""The verb `export` of the command line."""
+
+from typing import Annotated
+
+import typer
+
+from prunus.cli import options as opt
+
+Timeout = Annotated[float | None, typer.Option(help="Seconds for each thing asked of the engine. Default: by size.")]
+
+
+def export(
+    model: opt.Model,
+    out: opt.Out,
+    to: Annotated[str, typer.Option(help="gguf or gguf:TYPE: f16, bf16, f32, q8_0, q6_k, q4_k_m, q4_0, ...")] = "gguf",
+    timeout: Timeout = None,
+    trust_remote_code: opt.Trust = False,
+) -> None:
+    """Write MODEL as the file of an engine, proved by that engine: it has loaded it and computes the same.
+
+    Example: `prunus export out-shrunk out-gguf --to gguf:q4_k_m`
+    """
+    from prunus.steps.export import export as step
+    from prunus.terminal.engines import show_exported
+
+    run = step(model, out, to=to, timeout=timeout, trust_remote_code=trust_remote_code)
+    show_exported(run)
+    opt.emit(run.summary())

@@ -1,0 +1,43 @@
+"""What is known of an engine before it is asked anything, and where an installed one lives."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """An engine that can be started: its Python, the versions of its packages, and what it told when it was installed.
+
+    `untested` says which versions differ from those that prunus was tested with; empty when none do.
+    """
+
+    python: Path
+    home: Path
+    versions: dict[str, str]
+    facts: dict[str, Any] = field(default_factory=dict)
+    untested: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """One engine: what to install for it, what it takes, and what pruning gains in it, with the reason.
+
+    `packages` are exact pins, installed without their dependencies into an environment of its own; `apart` are pins
+    that go into a folder beside it, since they would overwrite files of the others. An engine without packages is the
+    transformers that prunus itself runs with. `check` is asked before an installation and raises UserError when it
+    cannot work; `probe` asks the new installation what it can do, and raises when it cannot be started.
+    """
+
+    name: str
+    title: str
+    takes: str
+    zeros: str
+    shapes: str
+    tested: dict[str, str]
+    packages: tuple[str, ...] = ()
+    apart: tuple[str, ...] = ()
+    build: dict[str, str] = field(default_factory=dict)
+    check: Callable[[], None] = lambda: None
+    probe: Callable[[Installed], dict[str, Any]] = lambda _installed: {}

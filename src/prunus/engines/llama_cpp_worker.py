@@ -1,0 +1,203 @@
+"""What runs in llama.cpp's environment: answers one JSON request a line, on stdin and stdout, until its input ends.
+
+Started by prunus with the engine's own Python, so it imports nothing of prunus. Every request names what to `do`; the
+answers are the dictionaries that the functions below return, or {"error": sentence}. Times are seconds, sizes bytes.
+
+Shapes: T = tokens of a window, V = vocabulary.
+"""
+
+import ctypes
+import json
+import os
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import llama_cpp.llama_cpp as library
+import numpy as np
+
+WARNING = 3  # ggml's log levels: debug, info, warning, error, continuation of the last
+CONTINUATION = 5
+
+
+class Model:
+    """One GGUF file, loaded, with a context that keeps keys and values as the engine does by default."""
+
+    def __init__(self, file: str, context: int, threads: int) -> None:
+        parameters = library.llama_model_default_params()
+        parameters.n_gpu_layers = 0  # what is measured and proved is the CPU
+        self.model = library.llama_model_load_from_file(file.encode(), parameters)
+        if not self.model:
+            raise ValueError(f"llama.cpp cannot load {file}")
+        self.vocabulary = library.llama_model_get_vocab(self.model)
+        self.size = library.llama_vocab_n_tokens(self.vocabulary)
+        options = library.llama_context_default_params()
+        options.n_ctx, options.n_threads, options.n_threads_batch = context, threads, threads
+        self.context = library.llama_init_from_model(self.model, options)
+        if not self.context:
+            raise ValueError(f"llama.cpp cannot make a context of {context} tokens for {file}")
+        self.batch_size = min(int(library.llama_n_batch(self.context)), context)
+
+    def forget(self) -> None:
+        """Empty the cache of keys and values."""
+        library.llama_memory_clear(library.llama_get_memory(self.context), True)
+
+    def forward(self, tokens: list[int], first: int, *, every: bool) -> Any:
+        """Read tokens at positions `first`...; returns the logits (T, V) of `every` position, or (1, V)."""
+        batch = library.llama_batch_init(len(tokens), 0, 1)
+        batch.n_tokens = len(tokens)
+        for i, token in enumerate(tokens):
+            batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0] = token, first + i, 1, 0
+            batch.logits[i] = every or i == len(tokens) - 1
+        code = library.llama_decode(self.context, batch)
+        library.llama_batch_free(batch)
+        if code != 0:
+            raise ValueError(f"llama_decode returned {code}")
+        rows = len(tokens) if every else 1
+        return np.ctypeslib.as_array(library.llama_get_logits(self.context), (rows, self.size))
+
+    def read(self, tokens: list[int]) -> Any:
+        """Read a prompt from the start, in the engine's own batches; returns the logits (V,) of its last position."""
+        self.forget()
+        logits_1V = None
+        for start in range(0, len(tokens), self.batch_size):
+            logits_1V = self.forward(tokens[start : start + self.batch_size], start, every=False)
+        assert logits_1V is not None
+        return logits_1V[-1]
+
+
+def describe(_model: Model | None, _request: dict[str, Any]) -> dict[str, Any]:
+    """The library's own version and which instructions of the processor it was built to use."""
+    told = library.llama_print_system_info().decode()
+    return {"library": library.llama_version().decode(), "instructions": " ".join(told.split())}
+
+
+def quantize(_model: Model | None, request: dict[str, Any]) -> dict[str, Any]:
+    """Write `target` with the matrices of `source` in the file type of number `type`, by llama.cpp's own quantizer."""
+    parameters = library.llama_model_quantize_default_params()
+    parameters.ftype, parameters.nthread = request["type"], request["threads"]
+    code = library.llama_model_quantize(
+        request["source"].encode(), request["target"].encode(), ctypes.byref(parameters)
+    )
+    if code != 0:
+        raise ValueError(f"llama_model_quantize returned {code}")
+    return {}
+
+
+def facts(model: Model | None, _request: dict[str, Any]) -> dict[str, Any]:
+    """What the engine made of the loaded file."""
+    assert model is not None
+    text = ctypes.create_string_buffer(256)
+    library.llama_model_desc(model.model, text, len(text))
+    template = library.llama_model_chat_template(model.model, None)
+    return {
+        "description": text.value.decode(),
+        "parameters": library.llama_model_n_params(model.model),
+        "vocabulary": model.size,
+        "layers": library.llama_model_n_layer(model.model),
+        "bos": library.llama_vocab_bos(model.vocabulary),
+        "eos": library.llama_vocab_eos(model.vocabulary),
+        "ends": [t for t in range(model.size) if library.llama_vocab_is_eog(model.vocabulary, t)],
+        "chat_template": template.decode() if template else None,
+    }
+
+
+def tokenize(model: Model | None, request: dict[str, Any]) -> dict[str, Any]:
+    """Token ids of each text: `bos` lets the model add what it puts before a text, `special` reads control tokens."""
+    assert model is not None
+    tokens = []
+    for one in request["texts"]:
+        text = one["text"].encode()
+        room = (library.llama_token * (len(text) + 16))()
+        count = library.llama_tokenize(model.vocabulary, text, len(text), room, len(room), one["bos"], one["special"])
+        if count < 0:
+            raise ValueError(f"llama_tokenize returned {count}")
+        tokens.append(list(room[:count]))
+    return {"tokens": tokens}
+
+
+def score(model: Model | None, request: dict[str, Any]) -> dict[str, Any]:
+    """NLL in nats of each window's tokens after the first; the first `keep` rows of logits go to the file `logits`."""
+    assert model is not None
+    nll = []
+    for number, window in enumerate(request["windows"]):
+        model.forget()
+        logits_TV = model.forward(window, 0, every=True)
+        if number == 0:
+            np.save(request["logits"], logits_TV[: request["keep"]], allow_pickle=False)
+        nll.append([_nll(logits_V, token) for logits_V, token in zip(logits_TV, window[1:], strict=False)])
+    return {"nll": nll}
+
+
+def _nll(logits_V: Any, token: int) -> float:
+    x_V = logits_V.astype(np.float64)
+    top = x_V.max()
+    return float(top + np.log(np.exp(x_V - top).sum()) - x_V[token])
+
+
+def generate(model: Model | None, request: dict[str, Any]) -> dict[str, Any]:
+    """Exactly `new_tokens` greedy tokens after the prompt, end-of-sequence or not, and the time each part took."""
+    assert model is not None
+    prompt, start = request["prompt"], time.perf_counter()
+    logits_V = model.read(prompt)
+    prefilled = time.perf_counter()
+    tokens = [int(logits_V.argmax())]
+    ends = [time.perf_counter()]
+    for number in range(request["new_tokens"] - 1):
+        tokens.append(int(model.forward(tokens[-1:], len(prompt) + number, every=False)[0].argmax()))
+        ends.append(time.perf_counter())
+    steps = [end - begin for begin, end in pairwise(ends)]
+    return {"tokens": tokens, "prefill": prefilled - start, "first_token": ends[0] - start, "steps": steps}
+
+
+def memory(_model: Model | None, _request: dict[str, Any]) -> dict[str, Any]:
+    """The peak resident memory of this process, mapped weights included; None where the platform does not tell."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return {"peak_memory_bytes": None}
+    peaks = [line for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
+    return {"peak_memory_bytes": int(peaks[0].split()[1]) * 1024}
+
+
+DO = {f.__name__: f for f in (describe, quantize, facts, tokenize, score, generate, memory)}
+
+
+def main() -> None:
+    """Answer until the input ends. What the library itself prints goes to stderr, so that answers stay alone."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    library.llama_log_set(_LOG, ctypes.c_void_p(0))
+    library.llama_backend_init()
+    model = None
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            if request["do"] == "load":
+                model = Model(request["file"], request["context"], request["threads"])
+                answer = facts(model, request)
+            else:
+                answer = DO[request["do"]](model, request)
+        except (ValueError, OSError, MemoryError) as error:
+            answer = {"error": str(error) or type(error).__name__}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+_shown = False
+
+
+def _log(level: int, text: bytes, _data: Any) -> None:
+    """Warnings and errors of the library, on stderr."""
+    global _shown
+    _shown = level >= WARNING if level != CONTINUATION else _shown
+    if _shown:
+        sys.stderr.write(text.decode(errors="replace"))
+        sys.stderr.flush()
+
+
+_LOG = library.llama_log_callback(_log)  # outlives main: the library calls it until the end
+
+
+if __name__ == "__main__":
+    main()

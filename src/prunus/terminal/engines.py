@@ -1,0 +1,85 @@
+"""What people read of engines and of what goes into them: tables on stderr, with the figures of the JSON on stdout."""
+
+from typing import Any
+
+from rich.table import Table
+
+from prunus.engines import ENGINES, Engine, Installed, find
+from prunus.progress import console
+from prunus.result import Run
+
+
+def engine_rows() -> list[dict[str, Any]]:
+    """The table of engines with what is installed of them, ready for JSON."""
+    return [_row(engine, find(engine)) for engine in ENGINES.values()]
+
+
+def _row(engine: Engine, installed: Installed | None) -> dict[str, Any]:
+    return {
+        "engine": engine.name,
+        "what": engine.title,
+        "installed": installed is not None,
+        "versions": installed.versions if installed else None,
+        "untested": list(installed.untested) if installed else [],
+        "takes": engine.takes,
+        "gains from zeros": engine.zeros,
+        "gains from smaller shapes": engine.shapes,
+        "install": f"prunus engines install {engine.name}" if engine.packages else None,
+    }
+
+
+def show_engines(rows: list[dict[str, Any]]) -> None:
+    table = Table(title="Engines", title_justify="left", show_lines=True)
+    for column in ("engine", "installed", "takes", "gains from zeros", "gains from smaller shapes"):
+        table.add_column(column)
+    for row in rows:
+        versions = "\n".join(f"{name} {version}" for name, version in (row["versions"] or {}).items())
+        table.add_row(
+            f"{row['engine']}\n{row['what']}",
+            versions if row["installed"] else f"no: {row['install']}",
+            row["takes"],
+            row["gains from zeros"],
+            row["gains from smaller shapes"],
+        )
+    console.print(table)
+    for row in rows:
+        say_untested(row["engine"], row["untested"])
+
+
+def say_untested(name: str, untested: list[str] | tuple[str, ...]) -> None:
+    if untested:
+        console.print(
+            f"note: {name} here is not the tested one: {', '.join(untested)}; results carry the versions.",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def show_installed(name: str, installed: Installed) -> None:
+    versions = ", ".join(f"{package} {version}" for package, version in installed.versions.items())
+    console.print(f"{name} is ready in {installed.home}: {versions}.", markup=False, soft_wrap=True)
+    say_untested(name, installed.untested)
+
+
+def show_exported(run: Run) -> None:
+    """The file, and what its engine proved."""
+    step = run.last_step
+    proof = step["proof"]
+    perplexity, greedy = proof["perplexity"], proof["greedy"]
+    types = ", ".join(f"{count} {name}" for name, count in step["tensors"].items())
+    console.print(
+        f"{'already done: ' if run.reused else ''}{run.path / step['file']}, {step['bytes'] / 1e6:,.1f} MB "
+        f"({types} tensors), {step['seconds']:.0f} s.",
+        markup=False,
+        soft_wrap=True,
+    )
+    console.print(
+        f"proved by {proof['engine']}: KL {proof['kl']:.2g} nats over {proof['positions']} positions (allowed "
+        f"{proof['kl_allowed']:g}), perplexity {perplexity['engine']:.3f} (transformers "
+        f"{perplexity['transformers']:.3f}), {greedy['equal']} of {greedy['new_tokens']} greedy tokens "
+        f"equal before the first difference, tokenization equal  [{proof['dataset']}, {proof['windows']} windows "
+        f"of {proof['window']}].",
+        markup=False,
+        soft_wrap=True,
+    )

@@ -1,0 +1,25 @@
+"""Programs that play an engine: each a script for `EngineProcess`, written where a test wants it."""
+
+from pathlib import Path
+
+ANSWERS = """
+import json, os, signal, subprocess, sys, time
+for line in sys.stdin:
+    request = json.loads(line)
+    do = request["do"]
+    if do == "crash":
+        print("loading", "tensor 7 is torn", sep="\\n", file=sys.stderr, flush=True)
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if do == "hang":
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        print(f"child {child.pid}", file=sys.stderr, flush=True)
+        time.sleep(600)
+    answer = {"garbage": "ggml 3 4 5", "fail": json.dumps({"error": "no such file"})}.get(do)
+    print(answer or json.dumps({"did": do, "paths": sys.path, "me": os.getpid()}), flush=True)
+"""
+
+
+def write_script(folder: Path, text: str = ANSWERS) -> Path:
+    script = folder / "script.py"
+    script.write_text(text)
+    return script

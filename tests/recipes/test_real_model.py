@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 LITTLE = {
     "sparsify": {"samples": 4, "length": 32, "options": {"stages": 1, "iterations": 1, "polish": 0}},
-    "shrink": {"samples": 4, "length": 32},
+    "shrink": {"samples": 16, "length": 64},  # more tokens than inputs of a matrix
     "recover": {"tokens": 64, "length": 64, "batch_tokens": 64, "held_out": 1},
     "evaluate": {"length": 64, "windows": 2},
     "bench": {"prompt_tokens": 8, "new_tokens": 4, "repetitions": 1},

@@ -59,7 +59,8 @@ def _losses(weight_OI: Tensor, inverse_II: Tensor, columns_UW: Tensor) -> Tensor
         return weight_OI[:, columns_U].square().sum(0) / inverse_II.diagonal()[columns_U]
     blocks_UWW = inverse_II[columns_UW[:, :, None], columns_UW[:, None, :]]
     weights_UWO = weight_OI.T[columns_UW]
-    losses_U: Tensor = (torch.linalg.solve(blocks_UWW, weights_UWO) * weights_UWO).sum((1, 2))
+    factors_UWW = torch.linalg.cholesky(blocks_UWW)  # principal blocks of an inverse that is positive definite
+    losses_U: Tensor = torch.linalg.solve_triangular(factors_UWW, weights_UWO, upper=False).square().sum((1, 2))
     return losses_U
 
 

@@ -22,6 +22,7 @@ import sys
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 TORCH = "torch==2.13.0"
 PEER = "llmcompressor==0.14.0.1"
@@ -62,6 +63,13 @@ def prunus(*arguments: object) -> list[object]:
     return [sys.executable, "-m", "prunus.cli", *arguments]
 
 
+def result_of(command: list[object]) -> dict[str, Any]:
+    """The last line that a command of prunus prints."""
+    output = subprocess.run([str(part) for part in command], check=True, stdout=subprocess.PIPE, text=True).stdout
+    result: dict[str, Any] = json.loads(output.splitlines()[-1])
+    return result
+
+
 def ours(args: argparse.Namespace, work: str, dtype: str, out: Path) -> list[object]:
     method, _, pattern = work.partition(":")
     calibration = ("--calibration", args.calibration, "--samples", SAMPLES, "--length", LENGTH)
@@ -87,9 +95,7 @@ def save_tokens(args: argparse.Namespace, file: Path) -> None:
 
 def perplexity(args: argparse.Namespace, directory: Path, windows: int = WINDOWS) -> float:
     options = ("--text", args.test, "--length", LENGTH, "--windows", windows, "--dtype", "float32")
-    command = [str(part) for part in prunus("evaluate", directory, *options)]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return float(json.loads(output.splitlines()[-1])["results"][0]["perplexity"])
+    return float(result_of(prunus("evaluate", directory, *options))["results"][0]["perplexity"])
 
 
 def compare(args: argparse.Namespace, work: str, scratch: Path) -> list[dict[str, object]]:

@@ -21,13 +21,12 @@ usage: shrink_speed.py DENSE SHRUNK ... [--prompt-tokens 128] [--new-tokens 64] 
 import argparse
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from memory import write_random_weights
+from peers import prunus, result_of
 from transformers import AutoTokenizer, LlamaConfig
 
 PERCENT_REMOVED = (20, 35, 50)
@@ -98,18 +97,10 @@ def make_models(folder: Path, tokenizer: Path, only: list[str]) -> list[Path]:
     return [folder / name for name in configs]
 
 
-def prunus(*arguments: object) -> dict[str, Any]:
-    """The last line of a command of prunus."""
-    command = [sys.executable, "-m", "prunus.cli", *map(str, arguments)]
-    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    result: dict[str, Any] = json.loads(output.splitlines()[-1])
-    return result
-
-
 def compare(dense: Path, shrunk: Path, options: list[object]) -> dict[str, Any]:
     """The row of one shrunk directory."""
-    before, after = prunus("profile", dense), prunus("profile", shrunk)
-    measured = prunus("bench", shrunk, "--against", dense, *options)
+    before, after = (result_of(prunus("profile", directory)) for directory in (dense, shrunk))
+    measured = result_of(prunus("bench", shrunk, "--against", dense, *options))
     speedup = measured["speedup"]["decode"]
     bytes_ratio = before["decode_bytes_per_token"] / after["decode_bytes_per_token"]
     return {

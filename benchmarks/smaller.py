@@ -27,11 +27,10 @@ import argparse
 import json
 import math
 import re
-import subprocess
 from pathlib import Path
 from typing import Any
 
-from peers import demo_model, prunus
+from peers import demo_model, prunus, result_of
 
 SAMPLES, LENGTH, WINDOWS = 64, 1024, 16
 SCORES = ("second-order", "flap", "activation", "taylor", "fisher", "magnitude")
@@ -91,13 +90,6 @@ def rounds(tokens: int) -> dict[str, list[Step]]:
 
 def recover(loss: str, tokens: int) -> Step:
     return ("recover", "--loss", loss, "--tokens", tokens)
-
-
-def result_of(command: list[object]) -> dict[str, Any]:
-    """The last line that a command of prunus prints."""
-    output = subprocess.run([str(part) for part in command], check=True, stdout=subprocess.PIPE, text=True).stdout
-    result: dict[str, Any] = json.loads(output.splitlines()[-1])
-    return result
 
 
 def run_chain(args: argparse.Namespace, steps: list[Step]) -> tuple[Path, list[dict[str, Any]]]:

@@ -18,6 +18,7 @@ from prunus.checkpoint.output import check_place, full_disk_is_an_error
 from prunus.envelope import Envelope
 from prunus.errors import UserError
 from prunus.models import StreamedModel
+from prunus.progress import say
 from prunus.recipe import MAKES_A_MODEL, Recipe, Step, load_recipe
 from prunus.result import Run
 from prunus.settings import BenchSettings, EvaluateSettings, ReportSettings, SparsifySettings
@@ -25,7 +26,6 @@ from prunus.settings_shrink import ShrinkSettings
 from prunus.sparsity import METHODS
 from prunus.sparsity.methods import make_options
 from prunus.steps.bench import bench
-from prunus.steps.block_job import say
 from prunus.steps.evaluate import evaluate
 from prunus.steps.layer_choice import layer_budget
 from prunus.steps.plan import make_plan

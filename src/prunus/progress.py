@@ -1,7 +1,7 @@
 """Progress lines with time left, on stderr, for everything that takes more than a moment."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -9,6 +9,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 console = Console(stderr=True)
+
+
+def say(notices: Iterable[str]) -> None:
+    """Print notes for people, word for word."""
+    for notice in notices:
+        console.print(f"note: {notice}", markup=False, highlight=False, soft_wrap=True)
 
 
 class Advance(Protocol):

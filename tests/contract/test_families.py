@@ -1,8 +1,6 @@
 """Every tested family: streamed logits are those of transformers; pruned, saved and reloaded in a fresh process too."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 import prunus
 from families import TINY, save_tiny
+from fresh_process import fresh_logits, save_logits
 from prunus.calibration import StreamedSource
 from prunus.checkpoint import read_record
 from prunus.errors import UserError
@@ -20,16 +19,6 @@ from prunus.models import open_model
 from prunus.sparsity import NM
 
 TOKENS = torch.randint(3, 128, (2, 24), generator=torch.Generator().manual_seed(0))
-
-FRESH = """
-import json, sys, torch
-from transformers import AutoModelForCausalLM
-tokens = torch.tensor(json.loads(sys.argv[1]))
-for directory in sys.argv[2:]:
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
-    with torch.no_grad():
-        torch.save(model(tokens).logits, directory + ".logits")
-"""
 
 
 def streamed_logits(directory: Path) -> torch.Tensor:
@@ -53,8 +42,7 @@ def tiny_dirs(tmp_path_factory):
     dirs = {name: (save_tiny(TINY[name], root / name), root / f"{name}-pruned") for name in TINY}
     for model, out in dirs.values():
         prunus.sparsify(model, out, method="magnitude", pattern="2:4")
-    arguments = [json.dumps(TOKENS.tolist()), *(str(out) for _, out in dirs.values())]
-    subprocess.run([sys.executable, "-c", FRESH, *arguments], check=True, capture_output=True)
+    save_logits([out for _, out in dirs.values()], TOKENS)
     return dirs
 
 
@@ -83,7 +71,7 @@ def test_every_matrix_of_a_block_is_found(family_dir):
 
 def test_pruned_saved_and_reloaded_in_a_fresh_process(family_dir, pruned_dir):
     assert read_record(pruned_dir)["history"][-1]["sparsity"]["pruned_matrices"] == 0.5
-    fresh = torch.load(f"{pruned_dir}.logits", weights_only=True)
+    fresh = fresh_logits(pruned_dir)
     torch.testing.assert_close(streamed_logits(pruned_dir), fresh, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(fresh, whole_logits(family_dir), atol=1e-3)
 

@@ -2,19 +2,18 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from families import TINY, save_tiny
+from fresh_process import fresh_logits, save_logits
 from prunus.errors import UserError
 from prunus.models import open_model
 from prunus.models.families import Family
 from prunus.models.trace import find_blocks
-from prunus.steps.remove_layers import remove_layers
+from removing import remove_layers
 
 TOKENS = torch.randint(3, 128, (2, 24), generator=torch.Generator().manual_seed(0))
 TEXT = "The quick brown fox jumps over the lazy dog and goes home. " * 40
@@ -26,17 +25,6 @@ OWN_SIZES = {
 }
 NORM_AFTERWARDS = {"gemma2", "gemma3_text", "olmo2"}
 EXPERTS = {"mixtral", "qwen3_moe", "olmoe"}
-FRESH = """
-import json, sys, torch
-from transformers import AutoModelForCausalLM
-tokens = torch.tensor(json.loads(sys.argv[1]))
-for directory in sys.argv[2:]:
-    model, info = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, output_loading_info=True)
-    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
-    with torch.no_grad():
-        torch.save(model.eval()(tokens, use_cache=True).logits, directory + ".logits")
-assert "prunus" not in sys.modules
-"""
 
 
 def load(directory):
@@ -87,9 +75,7 @@ def runs(tmp_path_factory, tiny_tokenizer):
         if name not in NORM_AFTERWARDS | EXPERTS:
             settings = {"layers": DEPTH - 2, "score": "block-influence", **common}
             outs.append(remove_layers(dense, root / f"{name}-folded", **settings).path)
-    arguments = [json.dumps(TOKENS.tolist()), *map(str, outs)]
-    found = subprocess.run([sys.executable, "-c", FRESH, *arguments], check=False, capture_output=True, text=True)
-    assert found.returncode == 0, found.stderr
+    save_logits(outs, TOKENS)
     return root
 
 
@@ -100,10 +86,6 @@ def family(request):
 
 def step_of(directory):
     return json.loads((directory / "prunus.json").read_text())["history"][-1]
-
-
-def fresh_logits(directory):
-    return torch.load(f"{directory}.logits", weights_only=True)
 
 
 def test_the_result_is_the_model_that_skips_these_layers(family, runs):

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -11,6 +9,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from families import TINY, class_name, save_tiny
+from fresh_process import run_fresh, streamed_logits
 from prunus.checkpoint import open_checkpoint
 from prunus.checkpoint.per_layer import KEY, stored_config
 from prunus.errors import UserError
@@ -131,14 +130,8 @@ def made(tmp_path_factory, tiny_tokenizer):
             tiny_tokenizer.save_pretrained(zeroed)
             cut_by_shrink(zeroed, root / f"{name}-shrunk", root / "text.txt", monkeypatch)
     outs = [str(root / f"{name}-out") for name in TINY] + [str(root / f"{name}-shrunk") for name in SHRUNK]
-    run([sys.executable, "-c", FRESH, json.dumps(TOKENS.tolist()), *outs])
+    run_fresh(FRESH, json.dumps(TOKENS.tolist()), *outs)
     return root
-
-
-def run(command):
-    found = subprocess.run(command, check=False, capture_output=True, text=True)
-    assert found.returncode == 0, found.stderr
-    return found.stdout
 
 
 @pytest.fixture(params=TINY)
@@ -169,12 +162,7 @@ def test_the_step_writes_what_a_cut_by_hand_writes(shrunk, made):
 
 
 def test_streamed_it_is_the_same_model(family, made):
-    model = open_model(made / f"{family}-out")
-    hidden = torch.cat([model.embed(TOKENS[n : n + 1]) for n in range(2)])
-    for index in range(len(model.spec.blocks)):
-        model.load_block(index)
-        hidden = torch.cat([model.run_block(index, hidden[n : n + 1]) for n in range(2)])
-    streamed = torch.cat([model.logits(TOKENS[n : n + 1], hidden[n : n + 1]) for n in range(2)])
+    streamed = streamed_logits(made / f"{family}-out", TOKENS)
     expected = torch.load(made / f"{family}-out.logits", weights_only=True)[0]
     torch.testing.assert_close(streamed, expected, rtol=1e-3, atol=1e-4)
 
@@ -182,7 +170,7 @@ def test_streamed_it_is_the_same_model(family, made):
 def test_plain_transformers_refuses_it(made):
     """Also a class that is told to read it: it must not get as far as weights, nor fill any up."""
     arguments = [part for name in TINY for part in (str(made / f"{name}-out"), class_name(name))]
-    said = run([sys.executable, "-c", PLAIN, *arguments]).splitlines()
+    said = run_fresh(PLAIN, *arguments).splitlines()
     assert said == ["ValueError", "StrictDataclassFieldValidationError"] * len(TINY)
 
 

@@ -1,8 +1,5 @@
 """Families of every kind, recovered: zeros stay zeros, and plain transformers opens the result with the same logits."""
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from families import TINY
+from fresh_process import save_logits
 from prunus.checkpoint import read_record
 from prunus.models import open_model
 from prunus.models.families import Family
@@ -25,15 +23,6 @@ METHODS = {
 }
 SHORT = {"tokens": 6 * 4 * 32, "evaluate_every": 3, "patience": 0}
 TOKENS = torch.randint(3, 128, (2, 24), generator=torch.Generator().manual_seed(0))
-FRESH = """
-import json, sys, torch
-from transformers import AutoModelForCausalLM
-tokens = torch.tensor(json.loads(sys.argv[1]))
-for directory in sys.argv[2:]:
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
-    with torch.no_grad():
-        torch.save(model(tokens).logits, directory + ".logits")
-"""
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +36,7 @@ def recovered(tmp_path_factory):
             dtype = torch.bfloat16 if name == "gemma2" else torch.float32
             case = make_case(TINY[name], root, pattern="2:4", dtype=dtype)
             found[name] = case, {m: case.recover(root / m, **SHORT, **given).path for m, given in METHODS.items()}
-    directories = [str(path) for _, made in found.values() for path in made.values()]
-    subprocess.run([sys.executable, "-c", FRESH, json.dumps(TOKENS.tolist()), *directories], check=True)
+    save_logits([path for _, made in found.values() for path in made.values()], TOKENS)
     return found
 
 

@@ -2,14 +2,13 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from families import TINY, class_name, save_tiny
+from fresh_process import fresh_logits, save_logits
 from prunus.models import open_model
 from prunus.models.axes import changed_config, find_axes
 from prunus.models.families import Family
@@ -19,17 +18,6 @@ from prunus.steps.shrink_step import from_hex
 TOKENS = torch.randint(3, 128, (2, 16), generator=torch.Generator().manual_seed(0))
 TEXT = "The quick brown fox jumps over the lazy dog and goes home. " * 40
 CALIBRATION = {"samples": 4, "length": 32, "dtype": "float32", "multiple_of": 1}
-FRESH = """
-import json, sys, torch
-from transformers import AutoModelForCausalLM
-tokens = torch.tensor(json.loads(sys.argv[1]))
-for directory in sys.argv[2:]:
-    model, info = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, output_loading_info=True)
-    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
-    with torch.no_grad():
-        torch.save(model.eval()(tokens).logits, directory + ".logits")
-assert "prunus" not in sys.modules
-"""
 
 
 def logits(directory):
@@ -76,19 +64,13 @@ def runs(tmp_path_factory, tiny_tokenizer):
         without_every_other_unit(zeroed, exact)
         settings = {**calibration, **half(exact), "score": "magnitude", "refit": False}
         outs.append(shrink(zeroed, root / f"{name}-exact", **settings).path)
-    arguments = [json.dumps(TOKENS.tolist()), *map(str, outs)]
-    found = subprocess.run([sys.executable, "-c", FRESH, *arguments], check=False, capture_output=True, text=True)
-    assert found.returncode == 0, found.stderr
+    save_logits(outs, TOKENS)
     return root
 
 
 @pytest.fixture(params=TINY)
 def family(request):
     return request.param
-
-
-def fresh_logits(directory):
-    return torch.load(f"{directory}.logits", weights_only=True)
 
 
 def test_a_cut_of_exact_zeros_changes_nothing(family, runs):

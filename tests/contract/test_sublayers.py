@@ -2,14 +2,14 @@
 
 import json
 import shutil
-import sys
 
 import pytest
 import torch
-from test_per_layer_families import FRESH, PLAIN, TEXT, run
+from test_per_layer_families import FRESH, PLAIN, TEXT
 from transformers import AutoModelForCausalLM
 
 from families import TINY, class_name, save_tiny
+from fresh_process import run_fresh, streamed_logits
 from prunus.checkpoint import open_checkpoint
 from prunus.errors import UserError
 from prunus.models import open_model
@@ -40,7 +40,7 @@ def made(tmp_path_factory, tiny_tokenizer):
         for how, asked in ASKED.items():
             shrink(root / name, root / f"{name}-{how}", **asked, **settings(root))
     outs = [str(root / f"{name}-{how}") for name in HELD for how in ASKED]
-    run([sys.executable, "-c", FRESH, json.dumps(TOKENS.tolist()), *outs])
+    run_fresh(FRESH, json.dumps(TOKENS.tolist()), *outs)
     return root
 
 
@@ -96,18 +96,13 @@ def test_tensors_of_what_went_are_not_there(family, made):
 
 def test_plain_transformers_refuses_it(made):
     arguments = [part for name in HELD for part in (str(made / f"{name}-attention"), class_name(name))]
-    said = run([sys.executable, "-c", PLAIN, *arguments]).splitlines()
+    said = run_fresh(PLAIN, *arguments).splitlines()
     assert said == ["ValueError", "StrictDataclassFieldValidationError"] * len(HELD)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "qwen3_moe", "gpt_neox"])
 def test_streamed_it_is_the_same_model(family, made):
-    model = open_model(made / f"{family}-both")
-    hidden = torch.cat([model.embed(TOKENS[n : n + 1]) for n in range(2)])
-    for index in range(len(model.spec.blocks)):
-        model.load_block(index)
-        hidden = torch.cat([model.run_block(index, hidden[n : n + 1]) for n in range(2)])
-    streamed = torch.cat([model.logits(TOKENS[n : n + 1], hidden[n : n + 1]) for n in range(2)])
+    streamed = streamed_logits(made / f"{family}-both", TOKENS)
     expected = torch.load(made / f"{family}-both.logits", weights_only=True)[0]
     torch.testing.assert_close(streamed, expected, rtol=1e-3, atol=1e-4)
 

@@ -68,7 +68,7 @@ def test_the_lowest_go_but_never_the_first_four_or_the_last_two(deep, tmp_path):
 
 def test_a_killed_run_ends_in_the_same_scores(deep, tmp_path, monkeypatch):
     whole = shrink(deep, tmp_path / "whole", layers=7)
-    monkeypatch.setattr("prunus.steps.remove_layers.LayerWriter", None)  # it stops behind the choice
+    monkeypatch.setattr("prunus.steps.layer_job.LayerWriter", None)  # it stops behind the choice
     with pytest.raises(TypeError):
         shrink(deep, tmp_path / "out", layers=7)
     monkeypatch.undo()

@@ -21,8 +21,8 @@ from prunus.shrinking.greedy_kl import next_to_go
 from prunus.steps.calibration_text import calibration_batch
 from prunus.steps.layer_distances import distances
 from prunus.steps.layer_greedy import Judge
-from prunus.steps.remove_layers import remove_layers
 from prunus.text.batches import TokenBatch
+from removing import remove_layers
 
 TOKENS = torch.randint(3, 128, (4, 20), generator=torch.Generator().manual_seed(1))
 REAL = torch.ones(4, 20, dtype=torch.bool)

@@ -18,7 +18,7 @@ from prunus.models.families import Family
 from prunus.models.layers import LayerNumbers, fields_without
 from prunus.steps import layer_greedy, layer_writing
 from prunus.steps.layer_choice import removed_runs
-from prunus.steps.remove_layers import remove_layers
+from removing import remove_layers
 
 DEPTH = 8
 

@@ -4,7 +4,7 @@ from prunus.calibration.block_pass import BlockPass, Edit, Tensors
 from prunus.calibration.hidden_states import HiddenStates
 from prunus.calibration.spill import SpillFiles
 from prunus.calibration.statistics import Recorder
-from prunus.calibration.streamed_source import StreamedSource, embed_all, hidden_shape
+from prunus.calibration.streamed_source import StreamedSource, embed_all, hidden_shape, walk
 
 __all__ = [
     "BlockPass",
@@ -16,4 +16,5 @@ __all__ = [
     "Tensors",
     "embed_all",
     "hidden_shape",
+    "walk",
 ]

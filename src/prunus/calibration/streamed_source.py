@@ -3,13 +3,15 @@
 Shapes: N = windows, T = tokens, H = hidden, V = vocabulary.
 """
 
-import torch
+from collections.abc import Iterator
+
 from torch import Tensor
 
-from prunus.calibration.block_pass import BlockPass
+from prunus.calibration.block_pass import BlockPass, Edit
 from prunus.calibration.hidden_states import HiddenStates
 from prunus.models import StreamedModel
 from prunus.progress import progress
+from prunus.text.batches import TokenBatch, whole_windows
 
 
 class StreamedSource:
@@ -27,20 +29,37 @@ class StreamedSource:
 
     def final_hidden(self, tokens_NT: Tensor, progress_text: str) -> Tensor:
         """Return the last block's output (N, T, H); each block is read once and applied to all windows."""
-        shape = hidden_shape(self.model, tokens_NT)
-        hidden = HiddenStates.scratch(shape, self.dtype, self._max_memory)
-        embed_all(self.model, tokens_NT, hidden)
-        num_blocks = len(self.model.spec.blocks)
-        with progress(progress_text, num_blocks * len(tokens_NT)) as advance:
-            real_NT = torch.ones_like(tokens_NT, dtype=torch.bool)
-            run = BlockPass(model=self.model, real_NT=real_NT, edit=None, advance=advance)
-            for index in range(num_blocks):
-                run.run_block(index, hidden, hidden)
+        *_, hidden = walk(self.model, whole_windows(tokens_NT, []), progress_text, max_memory=self._max_memory)
         return hidden.states_NTH
 
     def logits(self, tokens_1T: Tensor, hidden_1TH: Tensor) -> Tensor:
         """Return fp32 logits (1, T, V) on the CPU; both arguments may be a slice of positions."""
         return self.model.logits(tokens_1T, hidden_1TH).cpu()
+
+
+def walk(
+    model: StreamedModel,
+    batch: TokenBatch,
+    title: str,
+    *,
+    edit: Edit | None = None,
+    max_memory: int | None = None,
+) -> Iterator[HiddenStates]:
+    """Walk over the blocks of a model that stays as it is; `edit` looks at what it asks for and changes nothing.
+
+    Yields the hidden states of all sequences in front of the first block, then behind each: the same object, which the
+    next block overwrites. More than `max_memory` bytes of it (None: half of free memory) lie in a temporary file.
+    """
+    hidden = HiddenStates.scratch(hidden_shape(model, batch.tokens_NT), model.dtype, max_memory)
+    embed_all(model, batch.tokens_NT, hidden)
+    model.free_outer()
+    num_blocks = len(model.spec.blocks)
+    with progress(title, num_blocks * len(batch.tokens_NT)) as advance:
+        run = BlockPass(model=model, real_NT=batch.real_NT, edit=edit, propagate="dense", advance=advance)
+        yield hidden
+        for index in range(num_blocks):
+            run.run_block(index, hidden, hidden)
+            yield hidden
 
 
 def hidden_shape(model: StreamedModel, tokens_NT: Tensor) -> tuple[int, int, int]:

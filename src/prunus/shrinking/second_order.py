@@ -67,6 +67,6 @@ def _losses(weight_OI: Tensor, inverse_II: Tensor, columns_UW: Tensor) -> Tensor
 def _eliminate(weight_OI: Tensor, inverse_II: Tensor, gone_P: Tensor) -> None:
     """Take inputs out of both in place, which leaves zeros there up to rounding: nobody looks at these again."""
     rows_PI = inverse_II[gone_P]
-    solved_PI = torch.linalg.solve(rows_PI[:, gone_P], rows_PI)
+    solved_PI = torch.cholesky_solve(rows_PI, torch.linalg.cholesky(rows_PI[:, gone_P]))
     weight_OI.addmm_(weight_OI[:, gone_P], solved_PI, alpha=-1)
     inverse_II.addmm_(rows_PI.T, solved_PI, alpha=-1)

@@ -8,26 +8,24 @@ Shapes: N = sequences, T = tokens, H = hidden.
 
 import time
 from collections.abc import Collection
-from datetime import UTC, datetime
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from prunus import __version__
-from prunus.benchmark.machine import machine, peak_resident_bytes, reset_peak_resident
+from prunus.benchmark.machine import peak_resident_bytes, reset_peak_resident
 from prunus.calibration import BlockPass, Edit, HiddenStates, SpillFiles, embed_all, hidden_shape
 from prunus.calibration.block_pass import Propagate
-from prunus.checkpoint import OutputDirectory, read_record
+from prunus.checkpoint import OutputDirectory
 from prunus.checkpoint.output import full_disk_is_an_error
-from prunus.checkpoint.record import new_record
 from prunus.checkpoint.shards import Shards
 from prunus.errors import UserError
 from prunus.machine_choice import DTYPES
 from prunus.models import StreamedModel
-from prunus.progress import console, progress
+from prunus.progress import progress, say
 from prunus.settings import CalibratedSettings
 from prunus.steps.calibration_text import calibration_batch
+from prunus.steps.history import record_of
 from prunus.steps.memory_plan import plan_memory
 from prunus.text.batches import TokenBatch
 
@@ -114,7 +112,8 @@ class BlockJob:
         self._pass_blocks(output, edit, passed, saved, memory.sequences_in_memory)
         remarks = self.step.remarks(saved["rows"])
         say(remarks)
-        output.finish(self._record(batch, saved, remarks, output.fingerprint), self.step.config())
+        facts = self._facts(batch, saved, remarks)
+        output.finish(record_of(output, self.step.verb, self.step.settings, facts), self.step.config())
 
     def _write_outer(self, output: OutputDirectory) -> None:
         names, read = self.model.names, self.model.checkpoint.read
@@ -190,34 +189,16 @@ class BlockJob:
             "peak_memory_bytes": max(saved["peak_memory_bytes"], peak_resident_bytes() or 0),
         }
 
-    def _record(self, batch: TokenBatch, saved: dict[str, Any], remarks: list[str], fingerprint: str) -> dict[str, Any]:
-        checkpoint = self.model.checkpoint
-        record = read_record(checkpoint.path) or new_record(__version__)
-        record |= {"prunus": __version__, "evaluations": [], "benchmarks": []}
-        about_input = record.pop("sensitivity", [])
-        entry = {
-            "step": self.step.verb,
-            "settings": self.step.settings.model_dump(mode="json"),
-            "fingerprint": fingerprint,
-            "input": {"path": str(checkpoint.path), "sha256": checkpoint.sha256},
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    def _facts(self, batch: TokenBatch, saved: dict[str, Any], remarks: list[str]) -> dict[str, Any]:
+        return {
             "seconds": round(saved["seconds"], 2),
             "peak_memory_bytes": max(saved["peak_memory_bytes"], peak_resident_bytes() or 0),
-            "environment": machine(),
             "dtype": saved["dtype"],
             "device": str(self.model.device),
             "calibration": batch.description,
             "notices": [*self.step.notices, *remarks],
-            "sensitivity": about_input,
             **self.step.facts(saved["rows"], saved["zeros"]),
         }
-        return {**record, "history": [*record["history"], entry]}
-
-
-def say(notices: list[str]) -> None:
-    """Print notes for people."""
-    for notice in notices:
-        console.print(f"note: {notice}", markup=False, highlight=False, soft_wrap=True)
 
 
 def nothing_done() -> dict[str, Any]:

@@ -3,16 +3,14 @@
 import shutil
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from prunus import __version__
-from prunus.benchmark.machine import machine, peak_resident_bytes, reset_peak_resident
-from prunus.checkpoint import Checkpoint, OutputDirectory, open_checkpoint, read_record
-from prunus.checkpoint.record import RECORD_NAME, new_record, write_json
+from prunus.benchmark.machine import peak_resident_bytes, reset_peak_resident
+from prunus.checkpoint import Checkpoint, OutputDirectory, open_checkpoint
+from prunus.checkpoint.record import RECORD_NAME, write_json
 from prunus.engines import Installed, require
 from prunus.engines.llama_cpp import LLAMA_CPP, NAME, convert, patience, quantize
 from prunus.errors import EngineError, UserError
@@ -21,10 +19,10 @@ from prunus.exporting.gguf_file import read_gguf
 from prunus.exporting.proof import proof_text, prove
 from prunus.exporting.widths import check_uniform, check_widths
 from prunus.models import StreamedModel
-from prunus.progress import progress
+from prunus.progress import progress, say
 from prunus.result import Run
 from prunus.settings import ExportSettings
-from prunus.steps.block_job import say
+from prunus.steps.history import record_of
 from prunus.steps.identity import identity
 from prunus.text.batches import TokenBatch
 
@@ -130,7 +128,8 @@ def _run(job: Export, output: OutputDirectory) -> None:
     if failures := proof.pop("failures"):
         raise EngineError(f"the proof failed, so {output.out} was not written: {'; '.join(failures)}.")
     facts = {"seconds": round(time.perf_counter() - start, 2), "peak_memory_bytes": peak_resident_bytes()}
-    write_json(output.partial / RECORD_NAME, _record(job, output, file, {**facts, "proof": proof}))
+    record = record_of(output, "export", job.settings, _facts(job, file, {**facts, "proof": proof}))
+    write_json(output.partial / RECORD_NAME, record)
     output.publish()
 
 
@@ -151,17 +150,9 @@ def own_precision(checkpoint: Checkpoint) -> str:
     return SIXTEEN_BITS.get(dtypes.pop(), "f32") if len(dtypes) == 1 else "f32"
 
 
-def _record(job: Export, output: OutputDirectory, file: Path, facts: dict[str, Any]) -> dict[str, Any]:
-    record = read_record(job.checkpoint.path) or new_record(__version__)
-    record |= {"prunus": __version__, "evaluations": [], "benchmarks": []}
+def _facts(job: Export, file: Path, facts: dict[str, Any]) -> dict[str, Any]:
     content, installed = read_gguf(file), job.installed
-    step = {
-        "step": "export",
-        "settings": job.settings.model_dump(mode="json"),
-        "fingerprint": output.fingerprint,
-        "input": {"path": str(job.checkpoint.path), "sha256": job.checkpoint.sha256},
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "environment": machine(),
+    return {
         "engine": {
             "name": NAME,
             "versions": installed.versions,
@@ -177,4 +168,3 @@ def _record(job: Export, output: OutputDirectory, file: Path, facts: dict[str, A
         "notices": job.notices,
         **facts,
     }
-    return {**record, "history": [*record["history"], step]}

@@ -1,20 +1,18 @@
 """`prunus.recover`: train a pruned model until it is close to its dense parent again; zeros stay zeros."""
 
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from prunus import __version__
-from prunus.benchmark.machine import machine, reset_peak_resident
-from prunus.checkpoint import OutputDirectory, read_record
-from prunus.checkpoint.record import new_record
+from prunus.benchmark.machine import reset_peak_resident
+from prunus.checkpoint import OutputDirectory
 from prunus.machine_choice import DTYPES, parse_memory
 from prunus.models.limits import max_length
 from prunus.models.whole import load_whole
 from prunus.recovery.data import TrainingText, training_text
 from prunus.result import Run
 from prunus.settings import RecoverSettings
+from prunus.steps.history import record_of
 from prunus.steps.identity import identity
 from prunus.steps.recover_blocks import train_blocks
 from prunus.steps.recover_setup import Setup, make_plan, set_up
@@ -75,7 +73,7 @@ def _run(setup: Setup, output: OutputDirectory, tensorboard: str | Path | None) 
     else:
         facts = train_whole(setup, output, text, saved, tensorboard)
     if setup.processes.is_main:
-        output.finish(_record(setup, output, text, facts))
+        output.finish(record_of(output, "recover", setup.settings, _facts(setup, text, facts)))
 
 
 def _text(setup: Setup) -> TrainingText:
@@ -98,28 +96,17 @@ def _text(setup: Setup) -> TrainingText:
     )
 
 
-def _record(setup: Setup, output: OutputDirectory, text: TrainingText, facts: dict[str, Any]) -> dict[str, Any]:
-    record = read_record(setup.checkpoint.path) or new_record(__version__)
-    record |= {"prunus": __version__, "evaluations": [], "benchmarks": []}
-    about_input = record.pop("sensitivity", [])
+def _facts(setup: Setup, text: TrainingText, facts: dict[str, Any]) -> dict[str, Any]:
     teacher = None if setup.teacher is None else {"path": str(setup.teacher.path), "sha256": setup.teacher.sha256}
-    step = {
-        "step": "recover",
-        "settings": setup.settings.model_dump(mode="json"),
-        "fingerprint": output.fingerprint,
-        "input": {"path": str(setup.checkpoint.path), "sha256": setup.checkpoint.sha256},
+    return {
         "teacher": teacher,
         "teacher_layers": list(setup.plan.layers),
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "method": setup.settings.method,
         "lr": setup.settings.learning_rate,
         "dtype": str(setup.dtype).removeprefix("torch."),
         "device": str(setup.processes.device),
         "processes": {"count": setup.processes.count, "kind": setup.processes.kind},
-        "environment": machine(),
         "data": text.description,
         "parameters": setup.checkpoint.num_parameters,
-        "sensitivity": about_input,
         **facts,
     }
-    return {**record, "history": [*record["history"], step]}

@@ -5,12 +5,12 @@ from typing import Any
 from prunus.checkpoint import Checkpoint
 from prunus.errors import UserError
 from prunus.models import StreamedModel
-from prunus.progress import console
+from prunus.progress import say
 from prunus.settings import RecoverSettings
 
 History = list[dict[str, Any]]  # of `prunus.json`, oldest step first
 SPREAD = (
-    "note: the record of {} does not tell which of the teacher's {} blocks its {} are, so they are taken as evenly "
+    "the record of {} does not tell which of the teacher's {} blocks its {} are, so they are taken as evenly "
     "spread; --teacher-blocks says better."
 )
 
@@ -32,7 +32,7 @@ def teacher_layers(
     if kept is not None and len(kept) == num:
         return ends_of_runs(kept, whole)
     if says_so:
-        console.print(SPREAD.format(student.checkpoint.path, whole, num), soft_wrap=True)
+        say([SPREAD.format(student.checkpoint.path, whole, num)])
     return tuple(round((i + 1) * whole / num) for i in range(num))
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from prunus.checkpoint import OutputDirectory
-from prunus.progress import console
+from prunus.progress import say
 from prunus.recovery.keep_masks import Matrix, count_zeros
 from prunus.steps.recover_setup import Setup
 
@@ -67,10 +67,9 @@ def say_guessed_masks(setup: Setup, pruned: list[Matrix]) -> None:
     recorded = {row["name"] for step in setup.history for row in step.get("matrices") or ()}
     guessed = [matrix.name for matrix in pruned if matrix.name not in recorded]
     if guessed and setup.settings.keep_zeros == "auto" and setup.processes.is_main:
-        console.print(
-            f"note: {len(guessed)} matrices, {guessed[0]} the first of them, are in no record but have many zeros, "
-            "which are kept; --keep-zeros none trains them too.",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
+        say(
+            [
+                f"{len(guessed)} matrices, {guessed[0]} the first of them, are in no record but have many zeros, "
+                "which are kept; --keep-zeros none trains them too."
+            ]
         )

@@ -14,7 +14,7 @@ from prunus.errors import UserError
 from prunus.machine_choice import choose_device, choose_dtype
 from prunus.models import StreamedModel
 from prunus.models.streamed import load_tokenizer
-from prunus.progress import console
+from prunus.progress import say
 from prunus.recovery.keep_masks import MaskSource, matrices_of
 from prunus.recovery.memory import Sizes, check_fits
 from prunus.recovery.processes import Processes, check_share
@@ -74,9 +74,7 @@ def find_teacher(checkpoint: Checkpoint, settings: RecoverSettings, *, says_so: 
             return None
         path = _first_input(checkpoint)
         if says_so:
-            console.print(
-                f"note: the teacher is {path}, the model that {checkpoint.path} was made from.", soft_wrap=True
-            )
+            say([f"the teacher is {path}, the model that {checkpoint.path} was made from."])
     teacher = open_checkpoint(path, trust_remote_code=checkpoint.trust_remote_code)
     _check_vocabulary(checkpoint, teacher)
     return teacher

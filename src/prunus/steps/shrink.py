@@ -26,8 +26,8 @@ from prunus.settings_shrink import AXES, LayersSettings, ShrinkSettings
 from prunus.steps.block_job import BlockJob
 from prunus.steps.calibration_text import calibration_batch
 from prunus.steps.identity import identity
+from prunus.steps.layer_job import LayerJob
 from prunus.steps.layer_step import LayersStep
-from prunus.steps.remove_layers import LayerJob
 from prunus.steps.remove_sublayers import SublayerStep
 from prunus.steps.shrink_budget import Mix, choose_mix, mixes
 from prunus.steps.shrink_observed import ObservedStep

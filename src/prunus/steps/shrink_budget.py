@@ -16,14 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunus.calibration import BlockPass, HiddenStates, Tensors, embed_all, hidden_shape
+from prunus.calibration import HiddenStates, Tensors, walk
 from prunus.errors import UserError
 from prunus.models import StreamedModel
 from prunus.models.axes import Axis, find_axes
 from prunus.models.cut import plan_cut
 from prunus.models.footprint import footprint
 from prunus.models.spec import BlockSpec, Group, Stage
-from prunus.progress import progress
 from prunus.settings_shrink import ShrinkSettings
 from prunus.shrinking import WIDTH_SCORES, Units, choose_units
 from prunus.sparsity import Statistics
@@ -131,15 +130,9 @@ def choose_mix(model: StreamedModel, settings: ShrinkSettings, batch: TokenBatch
     """The mixes with their loss, the best one first; of equal ones the one with more KV groups."""
     edit = CurveEdit(_axes(model), batch.tokens_NT.numel())
     totals: dict[str, Tensor] = {}
-    hidden = [HiddenStates.scratch(hidden_shape(model, batch.tokens_NT), model.dtype) for _ in range(2)]
-    embed_all(model, batch.tokens_NT, hidden[0])
-    model.free_outer()
-    num_blocks = len(model.spec.blocks)
-    with progress("Budget", num_blocks * len(batch.tokens_NT)) as advance:
-        run = BlockPass(model=model, real_NT=batch.real_NT, edit=edit, propagate="dense", advance=advance)
-        for index in range(num_blocks):
-            run.run_block(index, hidden[index % 2], hidden[(index + 1) % 2])
-            energy = _energy(hidden[(index + 1) % 2])
+    for number, hidden in enumerate(walk(model, batch, "Budget", edit=edit)):
+        if number:  # behind a block
+            energy = _energy(hidden)
             for name, curve_R in edit.losses.items():
                 totals[name] = totals.get(name, torch.zeros_like(curve_R)) + curve_R / energy
             edit.losses.clear()

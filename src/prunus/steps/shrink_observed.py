@@ -12,12 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunus.calibration import BlockPass, HiddenStates, Tensors, embed_all, hidden_shape
+from prunus.calibration import HiddenStates, Tensors, walk
 from prunus.models import StreamedModel
 from prunus.models.axes import Axis
 from prunus.models.experts import fused_weights
 from prunus.models.spec import BlockSpec, Group, Stage
-from prunus.progress import progress
 from prunus.settings_shrink import ShrinkSettings
 from prunus.shrinking.expert_scores import EXPERT_SCORES, ExpertStatistics
 from prunus.shrinking.hidden_width import normalised_magnitude
@@ -93,22 +92,10 @@ def _watch(
     model: StreamedModel, batch: TokenBatch, max_memory: int | None
 ) -> tuple[Tensor, dict[int, ExpertStatistics]]:
     """(worth of each dimension of the residual stream, what the router did in each block that has experts)."""
-    num_blocks, num_sequences = len(model.spec.blocks), len(batch.tokens_NT)
-    each = None if max_memory is None else max_memory // 4
-    hidden = [HiddenStates.scratch(hidden_shape(model, batch.tokens_NT), model.dtype, each) for _ in range(2)]
-    embed_all(model, batch.tokens_NT, hidden[0])
-    model.free_outer()
-    score_H = _magnitude(hidden[0])
-    banks: dict[int, ExpertStatistics] = {}
-    with progress("Watch", num_blocks * num_sequences, 0) as advance:
-        run = BlockPass(model=model, real_NT=batch.real_NT, edit=None, advance=advance)
-        for index in range(num_blocks):
-            with _watched_experts(model.blocks[index]) as statistics:
-                run.run_block(index, hidden[index % 2], hidden[(index + 1) % 2])
-            if statistics is not None:
-                banks[index] = statistics
-            score_H += _magnitude(hidden[(index + 1) % 2])
-    return score_H, banks
+    half = None if max_memory is None else max_memory // 2
+    with _watched_experts(model) as banks:
+        scores = [_magnitude(hidden) for hidden in walk(model, batch, "Watch", max_memory=half)]
+    return torch.stack(scores).sum(0), banks
 
 
 def _magnitude(hidden: HiddenStates) -> Tensor:
@@ -117,15 +104,15 @@ def _magnitude(hidden: HiddenStates) -> Tensor:
 
 
 @contextmanager
-def _watched_experts(block: Any) -> Iterator[ExpertStatistics | None]:
-    """Within the context, what the block's experts give is counted; None when it has none."""
-    bank = next((module for module in block.modules() if fused_weights(module)), None)
-    if bank is None:
-        yield None
-        return
-    statistics = ExpertStatistics(bank.num_experts)
-    bank.observe_outputs = statistics.add
+def _watched_experts(model: StreamedModel) -> Iterator[dict[int, ExpertStatistics]]:
+    """Within the context, what the experts of each block give is counted; empty when there are none."""
+    found = {i: next((m for m in block.modules() if fused_weights(m)), None) for i, block in enumerate(model.blocks)}
+    banks: dict[int, Any] = {index: bank for index, bank in found.items() if bank is not None}
+    statistics = {index: ExpertStatistics(bank.num_experts) for index, bank in banks.items()}
+    for index, bank in banks.items():
+        bank.observe_outputs = statistics[index].add
     try:
         yield statistics
     finally:
-        del bank.observe_outputs
+        for bank in banks.values():
+            del bank.observe_outputs

@@ -12,12 +12,11 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from prunus.calibration import BlockPass, HiddenStates, Tensors, embed_all, hidden_shape
+from prunus.calibration import Tensors, walk
 from prunus.errors import UserError
 from prunus.models import StreamedModel
 from prunus.models.cut import ByLayer, Cut
 from prunus.models.spec import BlockSpec, Group, Stage
-from prunus.progress import progress
 from prunus.settings_shrink import ShrinkSettings
 from prunus.shrinking import WIDTH_SCORES, choose_units
 from prunus.shrinking.own_widths import pooled_widths
@@ -104,7 +103,9 @@ def _by_scores(
 ) -> ByLayer:
     """Units of all layers compete by their scores, standardised layer by layer."""
     edit = ScoreEdit(_width_edit(model, settings, cut, batch), budgets)
-    _watch(model, batch, edit)
+    with torch.no_grad():
+        for _ in walk(model, batch, "Widths", edit=edit):
+            pass  # the edit notes what it sees
     pooled = {
         name: pooled_widths([edit.scores[name, layer] for layer in budget.free], budget.total, budget.multiple)
         for name, budget in budgets.items()
@@ -163,16 +164,3 @@ class ScoreEdit:
         choice = choose_units(self.widths.score, units, min(least, axis.units))
         self.scores[axis.name, number_of(block)] = choice.score_U.cpu()
         return weights_OI
-
-
-@torch.no_grad()
-def _watch(model: StreamedModel, batch: TokenBatch, edit: ScoreEdit) -> None:
-    """One forward pass of the dense model over the blocks."""
-    hidden = HiddenStates.scratch(hidden_shape(model, batch.tokens_NT), model.dtype)
-    embed_all(model, batch.tokens_NT, hidden)
-    model.free_outer()
-    num_blocks = len(model.spec.blocks)
-    with progress("Widths", num_blocks * len(batch.tokens_NT)) as advance:
-        run = BlockPass(model=model, real_NT=batch.real_NT, edit=edit, propagate="dense", advance=advance)
-        for index in range(num_blocks):
-            run.run_block(index, hidden, hidden)

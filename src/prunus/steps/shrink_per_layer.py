@@ -17,8 +17,9 @@ from prunus.checkpoint.record import RECORD_NAME, read_record, write_json
 from prunus.errors import UserError
 from prunus.models import StreamedModel
 from prunus.models.cut import ByLayer, Cut
+from prunus.progress import say
 from prunus.settings_shrink import ShrinkSettings
-from prunus.steps.block_job import BlockJob, say
+from prunus.steps.block_job import BlockJob
 from prunus.steps.calibration_text import calibration_batch
 from prunus.steps.held_out import held_out_kl, held_out_windows
 from prunus.steps.identity import identity

@@ -5,7 +5,7 @@ from typing import Any
 from rich.table import Table
 
 from prunus.engines import ENGINES, Engine, Installed, find
-from prunus.progress import console
+from prunus.progress import console, say
 from prunus.result import Run
 
 
@@ -48,12 +48,7 @@ def show_engines(rows: list[dict[str, Any]]) -> None:
 
 def say_untested(name: str, untested: list[str] | tuple[str, ...]) -> None:
     if untested:
-        console.print(
-            f"note: {name} here is not the tested one: {', '.join(untested)}; results carry the versions.",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
+        say([f"{name} here is not the tested one: {', '.join(untested)}; results carry the versions."])
 
 
 def show_installed(name: str, installed: Installed) -> None:

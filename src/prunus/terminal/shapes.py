@@ -4,9 +4,8 @@ from typing import Any
 
 from rich.table import Table
 
-from prunus.progress import console
+from prunus.progress import console, say
 from prunus.result import Run
-from prunus.steps.block_job import say
 from prunus.steps.shrink_estimate import ShrinkEstimate
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from rich.table import Table
 
 from prunus.models.families import FAMILIES
-from prunus.progress import console
+from prunus.progress import console, say
 from prunus.result import Run
 from prunus.shrinking import LAYER_SCORES, WIDTH_SCORES
 from prunus.shrinking.expert_scores import EXPERT_SCORES
@@ -132,7 +132,7 @@ def show_recovered(run: Run) -> None:
         markup=False,
     )
     if step.get("stopped"):
-        console.print(f"note: stopped early, {step['stopped']}; the weights are those of step {step['best_step']}.")
+        say([f"stopped early, {step['stopped']}; the weights are those of step {step['best_step']}."])
 
 
 def show_estimate(estimate: Estimate, remarks: list[str]) -> None:
@@ -152,8 +152,7 @@ def show_estimate(estimate: Estimate, remarks: list[str]) -> None:
         f"{estimate.seconds / 60:.1f} minutes (within a factor of two), {estimate.sequences_in_memory} of "
         f"{estimate.sequences} sequences waiting in memory between stages, the others on disk."
     )
-    for remark in remarks:
-        console.print(f"note: {remark}", markup=False, highlight=False, soft_wrap=True)
+    say(remarks)
 
 
 def show_steps(run: Run) -> None:

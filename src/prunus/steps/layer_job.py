@@ -1,26 +1,20 @@
-"""`remove_layers`: model directory in, the same model with fewer layers out, an ordinary checkpoint."""
+"""The job of a step that removes layers: choose them, fold what goes into what stays, write."""
 
 import time
 from dataclasses import asdict
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from prunus import __version__
-from prunus.benchmark.machine import machine, peak_resident_bytes, reset_peak_resident
+from prunus.benchmark.machine import peak_resident_bytes, reset_peak_resident
 from prunus.calibration.streamed_source import hidden_shape
-from prunus.checkpoint import OutputDirectory, open_checkpoint, read_record
+from prunus.checkpoint import OutputDirectory
 from prunus.checkpoint.output import full_disk_is_an_error
-from prunus.checkpoint.record import new_record
 from prunus.checkpoint.shards import Shards
-from prunus.machine_choice import DTYPES, parse_memory
-from prunus.result import Run
-from prunus.settings_shrink import LayersSettings
-from prunus.steps.block_job import say
+from prunus.machine_choice import DTYPES
+from prunus.progress import say
 from prunus.steps.calibration_text import calibration_batch
-from prunus.steps.identity import identity
+from prunus.steps.history import record_of
 from prunus.steps.layer_choice import removed_runs
 from prunus.steps.layer_step import LayersStep, Saved
 from prunus.steps.layer_writing import Folding, LayerWriter
@@ -28,43 +22,16 @@ from prunus.steps.memory_plan import plan_memory
 from prunus.steps.shrink_shapes import weight_without_layers
 from prunus.text.batches import TokenBatch
 
-VERB = "shrink"
-
-
-def remove_layers(
-    model: str | Path,
-    out: str | Path,
-    *,
-    max_memory: str | int | None = None,
-    trust_remote_code: bool = False,
-    **settings: Any,
-) -> Run:
-    """Write a copy of `model` with fewer layers to `out`, which opens in plain transformers.
-
-    `settings` are the fields of `LayersSettings`: layers, score, fold, protect_first, protect_last, calibration, ...
-    The same call again goes on where an interrupted one stopped, and returns at once when `out` is already its result.
-    Raises UserError for anything the user can mend.
-    """
-    step = LayersStep(LayersSettings.check(**settings), open_checkpoint(model, trust_remote_code=trust_remote_code))
-    output = OutputDirectory(Path(out), step.model.checkpoint, identity(step.settings))
-    if output.is_done:
-        return Run.open(output.out, reused=True)
-    with output:
-        LayerJob(step, output, parse_memory(max_memory)).run()
-    return Run.open(output.out)
-
 
 class LayerJob:
     """One run of the step: choose, fold, write; to be killed at any moment.
 
-    `more` goes into the record's entry: what a caller of which this is a part has to say.
+    `said` goes into the record's entry: what the call of which this is a part has to say.
     """
 
-    def __init__(
-        self, step: LayersStep, output: OutputDirectory, max_memory: int | None, more: dict[str, Any] | None = None
-    ) -> None:
+    def __init__(self, step: LayersStep, output: OutputDirectory, max_memory: int | None, said: dict[str, Any]) -> None:
         self.step, self.model, self.output = step, step.model, output
-        self._max_memory, self._more = max_memory, more or {}
+        self._max_memory, self._said = max_memory, said
         self._saved: Saved = {}
 
     def run(self) -> None:
@@ -84,7 +51,8 @@ class LayerJob:
             self._write(batch, kept)
         remarks = self.step.remarks(kept)
         say(remarks)
-        self.output.finish(self._record(batch, remarks), config)
+        record = record_of(self.output, "shrink", self.step.settings, self._facts(batch, remarks))
+        self.output.finish(record, config)
 
     def _choose(self, batch: TokenBatch) -> tuple[list[int], dict[str, Any]]:
         """(the layers that stay, the new content of config.json)"""
@@ -114,37 +82,21 @@ class LayerJob:
         self._started = now
         self.output.save_progress(self._saved)
 
-    def _record(self, batch: TokenBatch, remarks: list[str]) -> dict[str, Any]:
-        checkpoint, saved = self.model.checkpoint, self._saved
-        record = read_record(checkpoint.path) or new_record(__version__)
-        record |= {"prunus": __version__, "evaluations": [], "benchmarks": []}
-        entry = {
-            "step": VERB,
-            "settings": self.step.settings.model_dump(mode="json"),
-            "fingerprint": self.output.fingerprint,
-            "input": {"path": str(checkpoint.path), "sha256": checkpoint.sha256},
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            "seconds": round(saved["seconds"] + time.monotonic() - self._started, 2),
-            "peak_memory_bytes": max(saved["peak_memory_bytes"], peak_resident_bytes() or 0),
-            "environment": machine(),
-            "dtype": str(self.model.dtype).removeprefix("torch."),
-            "device": str(self.model.device),
-            "calibration": batch.description,
-            "notices": remarks,
-            "sensitivity": record.pop("sensitivity", []),
-            **self._facts(),
-            **self._more,
-        }
-        return {**record, "history": [*record["history"], entry]}
-
-    def _facts(self) -> dict[str, Any]:
+    def _facts(self, batch: TokenBatch, remarks: list[str]) -> dict[str, Any]:
         depth, kept = self.step.budget.depth, self._saved["kept"]
         removed = [layer for layer in range(depth) if layer not in kept]
         sizes = {"asked": self.step.settings.layers, "before": depth, "after": len(kept)}
         return {
+            "seconds": round(self._saved["seconds"] + time.monotonic() - self._started, 2),
+            "peak_memory_bytes": max(self._saved["peak_memory_bytes"], peak_resident_bytes() or 0),
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "device": str(self.model.device),
+            "calibration": batch.description,
+            "notices": remarks,
             "axes": {"layers": {**sizes, "kept": kept, "removed": removed}},
             "before": asdict(weight_without_layers(self.model, range(depth), {})),
             "after": asdict(weight_without_layers(self.model, kept, self.step.fields(kept))),
             "scores": self._saved["scores"],
             "folds": self._saved["rows"],
+            **self._said,
         }

@@ -58,6 +58,35 @@ def test_prunus_s_packages_come_after_the_engine_s_own(tmp_path):
     assert paths[0] == str(tmp_path)
 
 
+def test_what_an_engine_starts_borrows_them_too(tmp_path):
+    ask = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import sys; print(*sys.path, sep=chr(10))'])"
+    with start(tmp_path, text=ask) as process:
+        paths = process.run_to_end("say", timeout=60).splitlines()
+    borrowed = [path for path in sys.path if Path(path).name == "site-packages"]
+    assert paths[-len(borrowed) :] == borrowed
+
+
+def test_what_does_not_end_after_its_answers_is_not_said_to_have_been_killed(tmp_path, monkeypatch):
+    monkeypatch.setattr("prunus.engines.process.GRACE", 0.2)
+    closes = "import os, time; os.close(1); time.sleep(600)"
+    with (
+        start(tmp_path, text=closes) as process,
+        pytest.raises(EngineError, match="fake died while asked to a; it said"),
+    ):
+        process.ask({"do": "a"}, timeout=60)
+
+
+def test_a_worker_answers_whatever_goes_wrong_in_it(tmp_path):
+    asked = "from worker_loop import memory, serve\nserve(dict, {'read': lambda _m, r: {}[r['key']], 'memory': memory})"
+    with start(tmp_path, text=asked) as process:
+        assert process.ask({"do": "memory"}, timeout=60)["peak_memory_bytes"] > 2**20
+        with pytest.raises(
+            EngineError, match=r"failed to read: KeyError: 'seven'; it said last:\n  Traceback"
+        ) as error:
+            process.ask({"do": "read", "key": "seven"}, timeout=60)
+    assert "worker_loop.py" in str(error.value)
+
+
 def test_a_crash_is_told_with_the_last_lines(tmp_path):
     with start(tmp_path) as process:
         with pytest.raises(EngineError, match=r"fake died while asked to crash \(signal SIGSEGV\)") as error:
@@ -193,6 +222,13 @@ def test_a_compiler_is_asked_for_before_anything_is_made(cache, monkeypatch):
     assert not cache.exists() or not list(cache.glob("engines/*"))
 
 
+def test_vllm_asks_for_its_release_of_torch_before_anything_is_made(cache, monkeypatch):
+    monkeypatch.setattr("prunus.engines.vllm.TORCH", "2.12.7")
+    with pytest.raises(UserError, match=r"compiled for torch 2\.12\.7, which it borrows, and yours is \d"):
+        install(ENGINES["vllm"])
+    assert not list(cache.glob("engines/*"))
+
+
 # --- the command line ---
 
 
@@ -208,7 +244,7 @@ def test_the_list_says_what_is_there_and_what_is_gained(cache, prunus):
 
 
 def test_an_unknown_engine_is_refused(cache, refused):
-    assert "unknown engine 'vlm'; allowed are transformers, llama.cpp." in refused(
+    assert "unknown engine 'vlm'; allowed are transformers, llama.cpp, vllm." in refused(
         "engines", "install", "vlm", out=None
     )
 
@@ -230,6 +266,8 @@ def test_pins_are_exact():
 
 def test_scripts_for_an_engine_import_nothing_of_prunus():
     folder = Path(environment.__file__).parent
-    for name in ("launcher.py", "llama_cpp_worker.py"):
-        assert "import prunus" not in (folder / name).read_text()
-        assert "from prunus" not in (folder / name).read_text()
+    scripts = [folder / "launcher.py", *folder.glob("*_worker.py"), *(folder / "inside").glob("*.py")]
+    assert len(scripts) >= 6
+    for script in scripts:
+        assert "import prunus" not in script.read_text()
+        assert "from prunus" not in script.read_text()

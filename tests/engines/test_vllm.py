@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from prunus.engines import find
-from prunus.engines.vllm import START, VLLM, Vllm
+from prunus.engines.vllm import VLLM, Vllm
 from prunus.errors import EngineError
 
 pytestmark = pytest.mark.skipif(find(VLLM) is None, reason="needs vLLM: prunus engines install vllm")
@@ -35,8 +35,8 @@ def model(tmp_path_factory, tiny_tokenizer):
 
 
 def load(worker, folder, dtype="float32"):
-    request = {"do": "load", "directory": str(folder), "context": CONTEXT, "threads": 1, "dtype": dtype}
-    return worker.ask(request, timeout=START)
+    request = {"do": "load", "path": str(folder), "context": CONTEXT, "threads": 1, "dtype": dtype}
+    return worker.ask(request, timeout=Vllm.start)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_it_says_what_it_loaded(worker, model):
 
 def test_it_computes_what_transformers_does(worker, model, tmp_path):
     file = tmp_path / "logits.npy"
-    told = worker.ask({"do": "score", "windows": WINDOWS, "keep": 40, "logits": str(file)}, timeout=START)
+    told = worker.ask({"do": "score", "windows": WINDOWS, "keep": 40, "logits": str(file)}, timeout=Vllm.start)
     with torch.no_grad():
         expected_NTV = AutoModelForCausalLM.from_pretrained(model)(torch.tensor(WINDOWS)).logits.log_softmax(-1)
     torch.testing.assert_close(torch.from_numpy(np.load(file)), expected_NTV[0, :40], atol=1e-4, rtol=0)
@@ -66,12 +66,12 @@ def test_it_computes_what_transformers_does(worker, model, tmp_path):
 
 def test_of_a_short_window_all_rows_come_that_vllm_gives(worker, tmp_path):
     file = tmp_path / "logits.npy"
-    worker.ask({"do": "score", "windows": [WINDOWS[0][:8]], "keep": 40, "logits": str(file)}, timeout=START)
+    worker.ask({"do": "score", "windows": [WINDOWS[0][:8]], "keep": 40, "logits": str(file)}, timeout=Vllm.start)
     assert np.load(file).shape == (7, worker.facts["vocabulary"])
 
 
 def test_it_writes_exactly_the_greedy_tokens_asked_for(worker, model):
-    told = worker.ask({"do": "generate", "prompt": WINDOWS[0][:16], "new_tokens": 12}, timeout=START)
+    told = worker.ask({"do": "generate", "prompt": WINDOWS[0][:16], "new_tokens": 12}, timeout=Vllm.start)
     tokens = [*WINDOWS[0][:16], *told["tokens"]]
     with torch.no_grad():
         likeliest = AutoModelForCausalLM.from_pretrained(model)(torch.tensor([tokens])).logits[0].argmax(-1)
@@ -83,12 +83,12 @@ def test_it_writes_exactly_the_greedy_tokens_asked_for(worker, model):
 
 def test_it_reads_text_as_the_tokenizer_does(worker, model):
     text = "The pruned vine's 3 shoots"
-    told = worker.ask({"do": "tokenize", "texts": [{"text": text, "bos": True, "special": False}]}, timeout=START)
+    told = worker.ask({"do": "tokenize", "texts": [{"text": text, "bos": True, "special": False}]}, timeout=Vllm.start)
     assert told["tokens"] == [AutoTokenizer.from_pretrained(model)(text)["input_ids"]]
 
 
 def test_its_memory_is_a_process_s(worker):
-    assert 2**27 < worker.ask({"do": "memory"}, timeout=START)["peak_memory_bytes"] < 2**34
+    assert 2**27 < worker.ask({"do": "memory"}, timeout=Vllm.start)["peak_memory_bytes"] < 2**34
 
 
 def test_it_knows_common_architectures():
@@ -107,7 +107,7 @@ def test_a_torn_file_is_an_error_and_leaves_no_process(model, tmp_path):
 @pytest.mark.parametrize("seconds", [1, 4])  # while it imports, and while it asks a process of its own
 def test_what_it_starts_ends_with_it(model, seconds):
     with Vllm(find(VLLM)) as worker, pytest.raises(EngineError, match=f"had not finished to load after {seconds} s"):
-        worker.ask({"do": "load", "directory": str(model), "context": CONTEXT, "threads": 1}, timeout=seconds)
+        worker.ask({"do": "load", "path": str(model), "context": CONTEXT, "threads": 1}, timeout=seconds)
     assert alone(worker)
 
 

@@ -72,8 +72,8 @@ def test_without_the_engine_the_command_that_installs_it_is_said(tiny_llama_dir,
 @pytest.mark.parametrize(
     ("to", "message"),
     [
-        ("onnx", "cannot export to 'onnx'; write gguf or gguf:TYPE"),
-        ("gguf:q9", "GGUF type 'q9' is not one that prunus writes; allowed are f32, f16"),
+        ("onnx", "cannot export to 'onnx'; write gguf:TYPE with TYPE one of f32, f16"),
+        ("gguf:q9", "gguf type 'q9' is not one that prunus writes; allowed are f32, f16"),
     ],
 )
 def test_an_unknown_target_is_refused(tiny_llama_dir, tmp_path, to, message):
@@ -82,20 +82,20 @@ def test_an_unknown_target_is_refused(tiny_llama_dir, tmp_path, to, message):
 
 
 def test_a_target_is_read():
-    assert parse_target("gguf").name == "f16"
-    assert parse_target("gguf:Q4_K_M") is GGUF_TYPES["q4_k_m"]
+    assert parse_target("gguf").kind.name == "f16"
+    assert parse_target("gguf:Q4_K_M").kind is GGUF_TYPES["q4_k_m"]
 
 
 def test_an_architecture_that_the_engine_does_not_know_is_refused(engine, tiny_llama_dir, tmp_path):
     engine(architectures=["OtherForCausalLM"])
-    with pytest.raises(UserError, match=r"llama\.cpp does not know the architecture LlamaForCausalLM \(converter"):
+    with pytest.raises(UserError, match=r"llama\.cpp does not know the architecture LlamaForCausalLM \(here: "):
         prunus.export(tiny_llama_dir, tmp_path / "out")
 
 
 def test_code_beside_a_model_is_not_run_unasked(engine, tiny_llama_dir, tmp_path):
     model = shutil.copytree(tiny_llama_dir, tmp_path / "model")
     (model / "modeling.py").write_text("raise SystemExit")
-    with pytest.raises(UserError, match=r"holds Python code, which llama\.cpp's converter may run"):
+    with pytest.raises(UserError, match=r"holds Python code, which llama\.cpp may run when it converts"):
         prunus.export(model, tmp_path / "out")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from prunus.benchmark.machine import peak_resident_bytes
-from prunus.benchmark.transformers_engine import Work, generate, load, prompt, vocabulary
+from prunus.benchmark.transformers_engine import TransformersRunner, Work
 
 
 def peak_memory(directory: Path, work: Work) -> dict[str, int | None]:
@@ -34,7 +34,7 @@ def child() -> None:
     """The measured process: argv is the directory and the work as JSON; prints the peaks as one JSON line."""
     directory, work = Path(sys.argv[1]), Work(**json.loads(sys.argv[2]))
     torch.set_num_threads(work.threads)
-    model = load(directory, work)
-    generate(model, prompt(vocabulary(model), work), work.new_tokens)
+    runner = TransformersRunner(directory, work)
+    runner.generate([token % runner.vocabulary for token in range(work.prompt_tokens)], work.new_tokens)
     gpu = torch.cuda.max_memory_allocated() if work.device.startswith("cuda") else None
     print(json.dumps({"peak_memory_bytes": peak_resident_bytes(), "peak_gpu_memory_bytes": gpu}))

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunus.benchmark.paired import Times
 from prunus.checkpoint import open_checkpoint
 from prunus.machine_choice import DTYPES
 from prunus.models.whole import load_whole
@@ -28,31 +29,32 @@ class Work:
     seed: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Times:
-    """One generation, in seconds: the prompt's forward, request to first token, every later token."""
+class TransformersRunner:
+    """A model directory, loaded as a user of transformers gets it."""
 
-    prefill: float
-    first_token: float
-    steps: list[float]
+    def __init__(self, directory: Path, work: Work) -> None:
+        self.directory, self.device = directory, work.device
+        self.model = load(directory, work)
+        self.vocabulary = int(self.model.get_input_embeddings().weight.shape[0])
+
+    def generate(self, prompt: list[int], new_tokens: int) -> Times:
+        """Exactly `new_tokens` greedy tokens after the prompt."""
+        return generate(self.model, torch.tensor([prompt], device=self.device), new_tokens)
+
+    def sizes(self) -> dict[str, Any]:
+        """Of the checkpoint and of the loaded weights."""
+        return {
+            "path": str(self.directory),
+            "bytes_on_disk": sum(file.stat().st_size for file in self.directory.glob("*.safetensors")),
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "decode_bytes_per_token": decode_bytes(self.model),
+        }
 
 
 def load(directory: Path, work: Work) -> Any:
     """The model as a user of transformers gets it."""
     checkpoint = open_checkpoint(directory, trust_remote_code=work.trust_remote_code)
     return load_whole(checkpoint, DTYPES.get(work.dtype), work.device)
-
-
-def vocabulary(model: Any) -> int:
-    """Number of token ids the model has embeddings for."""
-    return int(model.get_input_embeddings().weight.shape[0])
-
-
-def prompt(vocabulary_size: int, work: Work) -> Tensor:
-    """Uniform random token ids (1, prompt_tokens): the time of a dense forward does not depend on the text."""
-    generator = torch.Generator().manual_seed(work.seed)
-    ids_1T = torch.randint(vocabulary_size, (1, work.prompt_tokens), generator=generator)
-    return ids_1T.to(work.device)
 
 
 @torch.inference_mode()

@@ -80,6 +80,7 @@ def evaluate(
 def bench(
     model: opt.Model,
     against: opt.Against = None,
+    engine: Annotated[str | None, typer.Option(help="Make sure that it runs there, as in `prunus engines`.")] = None,
     prompt_tokens: Annotated[int, typer.Option(help="Tokens of the prompt (prefill).")] = 512,
     new_tokens: Annotated[int, typer.Option(help="Tokens to generate (decode).")] = 128,
     repetitions: Annotated[int, typer.Option(help="Times each model is measured, in turn.")] = 5,
@@ -88,9 +89,9 @@ def bench(
     device: opt.Device = "auto",
     trust_remote_code: opt.Trust = False,
 ) -> None:
-    """Measure speed and memory in transformers, interleaved with the dense model.
+    """Measure speed and memory, interleaved with the dense model: of a directory in transformers, of an export there.
 
-    Example: `prunus bench out --against org/model --prompt-tokens 512 --new-tokens 128`
+    Example: `prunus bench out-gguf --against org/model --prompt-tokens 512 --new-tokens 128`
     """
     from prunus.steps.bench import bench as step
     from prunus.terminal.tables import show_bench
@@ -98,6 +99,7 @@ def bench(
     result = step(
         model,
         against=against,
+        engine=engine,
         prompt_tokens=prompt_tokens,
         new_tokens=new_tokens,
         repetitions=repetitions,

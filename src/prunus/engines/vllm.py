@@ -10,17 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from prunus.engines.engine import Engine, Installed
-from prunus.engines.process import EngineProcess
+from prunus.engines.worker import Worker
 from prunus.errors import UserError
 
 NAME = "vllm"
 WORKER = Path(__file__).with_name("vllm_worker.py")
 TORCH = "2.13.0"
-START = 300.0  # seconds that a process may take before it answers its first question: vLLM imports a lot
 
 
-class Vllm(EngineProcess):
-    """A process with vLLM in it; see vllm_worker.py for what it can be asked."""
+class Vllm(Worker):
+    """A process with vLLM in it; see vllm_worker.py for what it can be asked. vLLM imports a lot before it answers."""
+
+    start = 300.0
 
     def __init__(self, installed: Installed) -> None:
         super().__init__(installed.python, WORKER, name=NAME)
@@ -38,7 +39,7 @@ def _check() -> None:
 def _probe(installed: Installed) -> dict[str, Any]:
     """The architectures that vLLM knows, as they stand in config.json."""
     with Vllm(installed) as worker:
-        return worker.ask({"do": "describe"}, timeout=START)
+        return worker.ask({"do": "describe"}, timeout=Vllm.start)
 
 
 VLLM = Engine(
@@ -84,4 +85,5 @@ VLLM = Engine(
     tested={},
     check=_check,
     probe=_probe,
+    worker=Vllm,
 )

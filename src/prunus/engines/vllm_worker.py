@@ -171,7 +171,7 @@ def generate(model: Model | None, request: dict[str, Any]) -> dict[str, Any]:
 
 def load(asked: dict[str, Any]) -> Model:
     """The directory of a request, loaded."""
-    return Model(asked["directory"], asked["context"], asked["threads"], asked.get("dtype", "auto"))
+    return Model(asked["path"], asked["context"], asked["threads"], asked.get("dtype", "auto"))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,16 @@
-"""From a model directory to the file of an engine: types, what fits them, and the proof that the engine computes it."""
+"""From a model directory to what an engine loads: formats, types, what fits them, and the proof of the engine."""
 
-from prunus.exporting.gguf_types import GGUF_TYPES, GgufType, parse_target
+from prunus.exporting import formats
+from prunus.exporting.formats import Conversion, Format, Target
+from prunus.exporting.gguf import GGUF
+from prunus.exporting.gguf_types import GGUF_TYPES, GgufType
+from prunus.exporting.types import FileType
 
-__all__ = ["GGUF_TYPES", "GgufType", "parse_target"]
+FORMATS: dict[str, Format] = {one.name: one for one in (GGUF,)}
+
+__all__ = ["FORMATS", "GGUF_TYPES", "Conversion", "FileType", "Format", "GgufType", "Target", "parse_target"]
+
+
+def parse_target(text: str) -> Target:
+    """Read "gguf" or "gguf:q4_k_m", as `--to` takes it. Raises UserError with those there are."""
+    return formats.parse_target(text, FORMATS)

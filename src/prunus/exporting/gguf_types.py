@@ -7,25 +7,21 @@ a small model loses more to quantization than a large one, and a wrong conversio
 
 from dataclasses import dataclass
 
-from prunus.errors import UserError
+from prunus.exporting.types import FileType
 
 BLOCK = 32  # weights of a row that share one scale
 K_BLOCK = 256  # and of the K-quants
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GgufType:
-    """One file type. `number` is llama.cpp's own for it; `rows` is what the length of a quantized row is a multiple of.
+class GgufType(FileType):
+    """One file type of GGUF. `number` is llama.cpp's own; the length of a quantized row is a multiple of `rows`.
 
     `converted`: the stock converter writes it itself; the others come from llama.cpp's quantizer. `fallback` is the
     type of the matrices whose rows are not multiples of 256.
     """
 
-    name: str
     number: int
-    bits: float  # per weight of most matrices, scales included
-    kl: float
-    nll: float
     rows: int = 1
     converted: bool = False
     fallback: str | None = None
@@ -50,16 +46,3 @@ GGUF_TYPES = _table(
     GgufType(name="q2_k", number=10, bits=2.63, kl=2.5, nll=1.2, rows=K_BLOCK, fallback="q4_0"),
 )
 DEFAULT = "f16"
-
-
-def parse_target(text: str) -> GgufType:
-    """Read "gguf" or "gguf:TYPE". Raises UserError with the types there are."""
-    form, colon, name = text.partition(":")
-    if form != "gguf":
-        raise UserError(
-            f"cannot export to {text!r}; write gguf or gguf:TYPE, with TYPE one of {', '.join(GGUF_TYPES)}."
-        )
-    name = name.lower() if colon else DEFAULT
-    if name not in GGUF_TYPES:
-        raise UserError(f"GGUF type {name!r} is not one that prunus writes; allowed are {', '.join(GGUF_TYPES)}.")
-    return GGUF_TYPES[name]

@@ -19,13 +19,12 @@ import transformers
 from torch import Tensor
 
 from prunus.calibration import StreamedSource
-from prunus.engines import Installed
-from prunus.engines.llama_cpp import NAME, LlamaCpp, patience
+from prunus.engines.worker import Worker, bytes_of, patience
 from prunus.evaluation.divergence import token_agreement, token_kl
 from prunus.evaluation.perplexity import token_nll
 from prunus.evaluation.source import logit_slices
-from prunus.exporting.gguf_types import GgufType
 from prunus.exporting.tokenization import compare_text
+from prunus.exporting.types import FileType
 from prunus.models import StreamedModel
 from prunus.models.limits import max_length
 from prunus.text.batches import TokenBatch, evaluation_windows
@@ -52,15 +51,18 @@ def proof_text(model: StreamedModel) -> TokenBatch:
 
 
 def prove(
-    installed: Installed, file: Path, model: StreamedModel, batch: TokenBatch, kind: GgufType, *, timeout: float | None
+    worker: Worker, file: Path, model: StreamedModel, batch: TokenBatch, kind: FileType, *, timeout: float | None
 ) -> dict[str, Any]:
-    """Everything that was compared, and under `failures` a sentence for each bound that is not kept."""
+    """Everything that was compared, and under `failures` a sentence for each bound that is not kept.
+
+    `worker` is a fresh process of the engine; it has ended when this returns.
+    """
     tokens_NT = batch.tokens_NT
     source = StreamedSource(model, max_memory=None)
     prompt, new = _greedy_lengths(tokens_NT.shape[1])
-    wait = timeout or patience(file.stat().st_size)
-    with LlamaCpp(installed) as worker:
-        loaded = worker.load(file, context=tokens_NT.shape[1] + 8, threads=torch.get_num_threads())
+    wait = timeout or patience(bytes_of(file))
+    with worker:
+        loaded = worker.load(file, context=tokens_NT.shape[1] + 8, threads=torch.get_num_threads(), timeout=timeout)
         text = compare_text(worker, model.checkpoint, source.tokenizer, loaded)
         theirs = _score(worker, tokens_NT, wait)
         request = {"do": "generate", "prompt": tokens_NT[0, :prompt].tolist(), "new_tokens": new}
@@ -70,7 +72,8 @@ def prove(
     equal = _equal_tokens(source, tokens_NT[0, :prompt].tolist(), written)
     failures = [sentence for part in (text, logits, nll) for sentence in part.pop("failures")]
     greedy = {"prompt_tokens": prompt, "new_tokens": new, "equal": equal}
-    return {**_conditions(batch, loaded), **logits, **nll, "greedy": greedy, "tokenization": text, "failures": failures}
+    conditions = _conditions(worker.name, batch, loaded)
+    return {**conditions, **logits, **nll, "greedy": greedy, "tokenization": text, "failures": failures}
 
 
 def _greedy_lengths(length: int) -> tuple[int, int]:
@@ -79,7 +82,7 @@ def _greedy_lengths(length: int) -> tuple[int, int]:
     return prompt, min(NEW_TOKENS, length - prompt)
 
 
-def _score(worker: LlamaCpp, tokens_NT: Tensor, timeout: float) -> Figures:
+def _score(worker: Worker, tokens_NT: Tensor, timeout: float) -> Figures:
     """Let the engine read the windows. Logits are many, so they come in a file, which is plain numbers."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "logits.npy"
@@ -103,7 +106,7 @@ def _reference(source: StreamedSource, tokens_NT: Tensor, positions: int) -> Fig
     return Figures(torch.stack(nll), torch.cat(first)[:positions])
 
 
-def _logits(ours: Figures, theirs: Figures, kind: GgufType) -> dict[str, Any]:
+def _logits(ours: Figures, theirs: Figures, kind: FileType) -> dict[str, Any]:
     """KL(transformers || engine) over the compared positions, the likeliest tokens, and the largest difference."""
     if ours.logits_PV.shape[1] != theirs.logits_PV.shape[1]:
         return {"failures": ["the engine's vocabulary has another size, so that no logits can be compared"]}
@@ -121,7 +124,7 @@ def _logits(ours: Figures, theirs: Figures, kind: GgufType) -> dict[str, Any]:
     }
 
 
-def _nll(ours: Figures, theirs: Figures, kind: GgufType) -> dict[str, Any]:
+def _nll(ours: Figures, theirs: Figures, kind: FileType) -> dict[str, Any]:
     """Perplexity of both on all windows."""
     dense, engine = ours.nll_NT.mean().item(), theirs.nll_NT.mean().item()
     apart = abs(engine - dense)
@@ -148,10 +151,10 @@ def _equal_tokens(source: StreamedSource, prompt: list[int], written: list[int])
     return int(equal.long().cumprod(0).sum())
 
 
-def _conditions(batch: TokenBatch, loaded: dict[str, Any]) -> dict[str, Any]:
+def _conditions(engine: str, batch: TokenBatch, loaded: dict[str, Any]) -> dict[str, Any]:
     facts = batch.description[0]
     return {
-        "engine": NAME,
+        "engine": engine,
         "loaded": loaded["description"],
         "reference": f"transformers {transformers.__version__}, float32",
         "dataset": facts["source"],

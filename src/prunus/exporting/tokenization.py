@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from prunus.checkpoint import Checkpoint
-from prunus.engines.llama_cpp import START, LlamaCpp
+from prunus.engines.worker import Worker
 
 # Words, numbers, code with its indentation, accents, Chinese, an emoji, runs of spaces.
 SAMPLE = (
@@ -15,10 +15,10 @@ SAMPLE = (
 CONVERSATION = [{"role": "user", "content": "Which branch goes first?"}]
 
 
-def compare_text(worker: LlamaCpp, checkpoint: Checkpoint, tokenizer: Any, loaded: dict[str, Any]) -> dict[str, Any]:
+def compare_text(worker: Worker, checkpoint: Checkpoint, tokenizer: Any, loaded: dict[str, Any]) -> dict[str, Any]:
     """What was compared, and under `failures` a sentence for everything that differs."""
     expected, asked = _expected(tokenizer)
-    given = worker.ask({"do": "tokenize", "texts": asked}, timeout=START)["tokens"]
+    given = worker.ask({"do": "tokenize", "texts": asked}, timeout=worker.start)["tokens"]
     failures = [
         f"the engine reads other tokens, from number {_first_difference(own, theirs)} on of {asked[i]['text']!r}"
         for i, (own, theirs) in enumerate(zip(expected, given, strict=True))

@@ -11,11 +11,11 @@ from prunus.exporting.gguf_types import BLOCK, GgufType
 from prunus.models.spec import ModelSpec
 
 
-def check_uniform(checkpoint: Checkpoint) -> None:
-    """Refuse layers that differ: llama.cpp reads one width of each kind, and one kind of layer, for all."""
+def check_uniform(checkpoint: Checkpoint, engine: str) -> None:
+    """Refuse layers that differ: engines read one width of each kind, and one kind of layer, for all."""
     if layer_fields(checkpoint.config) is not None:
         raise UserError(
-            f"the layers of {checkpoint.path} differ, and llama.cpp reads one width of each kind for all of them; "
+            f"the layers of {checkpoint.path} differ, and {engine} reads one width of each kind for all of them; "
             "shrink without --per-layer, --attention and --mlp."
         )
 

@@ -3,11 +3,16 @@
 from pathlib import Path
 from typing import Any
 
-from prunus.benchmark import measure
+from prunus.benchmark import measure, measure_exported
 from prunus.checkpoint import add_to_record, open_checkpoint, read_record
+from prunus.errors import UserError
+from prunus.exporting.exported import Exported, find_exported
 from prunus.settings import BenchSettings
 from prunus.steps.done import done_before, mark
+from prunus.steps.export import export
 from prunus.steps.keep import results_survive
+
+IN_PROCESS = ("dtype", "device")  # what an export has settled already
 
 
 def bench(
@@ -15,17 +20,64 @@ def bench(
 ) -> dict[str, Any]:
     """Measure latency, throughput and memory; `settings` are the fields of `BenchSettings`.
 
+    A model directory runs in transformers, what `prunus export` made in its own engine. There, `against` may be the
+    dense model's export, or the dense model: it is then exported alike first, beside `model`, as MODEL.dense.
+
     In a directory that prunus made, the result is added to `prunus.json`; with `skip_done`, a result of the same
     settings that is already there is returned instead. Raises UserError for anything the user can mend.
     """
     checked = BenchSettings.check(**settings)
-    checkpoint = open_checkpoint(model, trust_remote_code=trust_remote_code)
-    record = read_record(checkpoint.path)
-    if skip_done and (found := done_before(record, "benchmarks", checked)):
+    exported = find_exported(model)
+    _check_engine(str(model), exported, checked)
+    path = exported.directory if exported else open_checkpoint(model, trust_remote_code=trust_remote_code).path
+    if skip_done and (found := done_before(read_record(path), "benchmarks", checked)):
         return found[0]
-    values = checked.model_dump(exclude={"against"})
-    dense = open_checkpoint(checked.against, trust_remote_code=trust_remote_code).path if checked.against else None
-    result = measure(checkpoint.path, against=dense, trust_remote_code=trust_remote_code, **values)
-    with results_survive(checkpoint.path):
-        add_to_record(checkpoint.path, "benchmarks", mark([result], checked))
+    if exported:
+        result = _in_engine(exported, checked, trust_remote_code)
+    else:
+        result = _in_transformers(path, checked, trust_remote_code)
+    with results_survive(path):
+        add_to_record(path, "benchmarks", mark([result], checked))
     return result
+
+
+def _check_engine(model: str, exported: Exported | None, settings: BenchSettings) -> None:
+    runs_in = exported.engine.name if exported else "transformers"
+    if settings.engine not in (None, runs_in):
+        advice = "" if exported else "; export it first, and bench what `prunus export` made"
+        raise UserError(f"{model} runs in {runs_in}, and engine {settings.engine!r} was asked for{advice}.")
+    if exported and (given := sorted(settings.model_fields_set.intersection(IN_PROCESS) - _defaults(settings))):
+        raise UserError(f"{given[0]} is for transformers; {model} is {exported.target}, as it was exported.")
+
+
+def _defaults(settings: BenchSettings) -> set[str]:
+    return {name for name in IN_PROCESS if getattr(settings, name) == BenchSettings.model_fields[name].default}
+
+
+def _in_transformers(path: Path, settings: BenchSettings, trust_remote_code: bool) -> dict[str, Any]:
+    against = settings.against
+    dense = open_checkpoint(against, trust_remote_code=trust_remote_code).path if against else None
+    values = settings.model_dump(exclude={"against", "engine"})
+    return measure(path, against=dense, trust_remote_code=trust_remote_code, **values)
+
+
+def _in_engine(exported: Exported, settings: BenchSettings, trust_remote_code: bool) -> dict[str, Any]:
+    dense = _dense(exported, settings.against, trust_remote_code) if settings.against else None
+    values = settings.model_dump(exclude={"against", "engine", *IN_PROCESS})
+    return measure_exported(exported, dense, **values)
+
+
+def _dense(exported: Exported, against: str, trust_remote_code: bool) -> Exported:
+    """The dense model in the same engine. Of another type, as named, it is compared all the same."""
+    dense = find_exported(against)
+    if dense is None:
+        beside = exported.directory.with_name(f"{exported.directory.name}.dense")
+        export(against, beside, to=exported.target, trust_remote_code=trust_remote_code)
+        dense = find_exported(beside)
+    assert dense is not None
+    if dense.engine.name != exported.engine.name:
+        raise UserError(
+            f"{exported.directory} runs in {exported.engine.name}, {against} in {dense.engine.name}; compare "
+            "within one engine."
+        )
+    return dense

@@ -13,6 +13,7 @@ from prunus.shrinking import LAYER_SCORES, WIDTH_SCORES
 from prunus.shrinking.expert_scores import EXPERT_SCORES
 from prunus.sparsity import METHODS
 from prunus.steps.estimate import Estimate
+from prunus.terminal.engines import show_exported
 from prunus.terminal.shapes import show_shrunk
 
 MB = 1e6
@@ -165,7 +166,12 @@ def show_steps(run: Run) -> None:
         elif step["step"] == "report":
             console.print(f"report: {step['output']}", markup=False, soft_wrap=True)
         else:
-            show = {"sparsify": show_sparsified, "shrink": show_shrunk, "recover": show_recovered}[step["step"]]
+            show = {
+                "sparsify": show_sparsified,
+                "shrink": show_shrunk,
+                "recover": show_recovered,
+                "export": show_exported,
+            }[step["step"]]
             show(Run.open(Path(step["out"]), reused=step["reused"]))
     if run.stopped:
         console.print(f"stopped early: {run.stopped}.", markup=False, soft_wrap=True)

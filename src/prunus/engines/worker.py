@@ -1,0 +1,33 @@
+"""A process that runs models in an engine: the same few questions for all engines, answered by NAME_worker.py.
+
+inside/worker_loop.py says how it talks. A worker answers `load` with `facts` (description, vocabulary, bos, ends,
+chat_template), and can `tokenize`, `score`, `generate` and tell its peak `memory`.
+"""
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+from prunus.engines.process import EngineProcess
+
+SLOWEST = 2_000_000  # bytes a second: what converts, quantizes or loads slower hangs
+
+
+class Worker(EngineProcess):
+    """One engine with at most one model in it. `start`: seconds it may take before it answers its first question."""
+
+    start: ClassVar[float] = 120.0
+
+    def load(self, path: Path, *, context: int, threads: int, timeout: float | None = None) -> dict[str, Any]:
+        """Load a file or directory with room for `context` tokens; returns what the engine made of it."""
+        request = {"do": "load", "path": str(path), "context": context, "threads": threads}
+        return self.ask(request, timeout=timeout or self.start + patience(bytes_of(path)))
+
+
+def patience(size: int) -> float:
+    """Seconds after which work on so many bytes counts as hanging."""
+    return Worker.start + size / SLOWEST
+
+
+def bytes_of(path: Path) -> int:
+    """The size of a file, or of all files in a folder."""
+    return sum(file.stat().st_size for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file())

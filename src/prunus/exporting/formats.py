@@ -1,0 +1,59 @@
+"""The formats that models are exported to: one file for how each is written, one line for each in the table."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prunus.checkpoint import Checkpoint
+from prunus.engines import Engine, Installed
+from prunus.errors import UserError
+from prunus.exporting.types import FileType
+from prunus.models import StreamedModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversion:
+    """One model on its way into a folder: `stem` names the file, `timeout` is seconds for each thing asked."""
+
+    checkpoint: Checkpoint
+    kind: FileType
+    installed: Installed
+    folder: Path
+    stem: str
+    timeout: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Format:
+    """One format. `check` gives notes, or raises UserError, from a model's skeleton; `write` returns what the engine
+    loads; `describe` counts its parameters, its tensors by type, and the bytes that one decoded token reads.
+    """
+
+    name: str
+    engine: Engine
+    types: Mapping[str, FileType]
+    default: str
+    check: Callable[[StreamedModel, FileType], list[str]]
+    write: Callable[[Conversion], Path]
+    describe: Callable[[Path], dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What `--to` names: a format and one of its types."""
+
+    format: Format
+    kind: FileType
+
+
+def parse_target(text: str, formats: Mapping[str, Format]) -> Target:
+    """Read "FORMAT" or "FORMAT:TYPE". Raises UserError with those there are."""
+    form, colon, name = text.partition(":")
+    if form not in formats:
+        known = "; ".join(f"{one.name}:TYPE with TYPE one of {', '.join(one.types)}" for one in formats.values())
+        raise UserError(f"cannot export to {text!r}; write {known} (or {', '.join(formats)} alone).")
+    types, name = formats[form].types, name.lower() if colon else formats[form].default
+    if name not in types:
+        raise UserError(f"{form} type {name!r} is not one that prunus writes; allowed are {', '.join(types)}.")
+    return Target(formats[form], types[name])

@@ -1,0 +1,63 @@
+"""GGUF: llama.cpp's stock converter and, for the types that it does not write, llama.cpp's own quantizer."""
+
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from prunus.checkpoint import Checkpoint
+from prunus.engines import LLAMA_CPP
+from prunus.engines.llama_cpp import convert, quantize
+from prunus.exporting.formats import Conversion, Format
+from prunus.exporting.gguf_file import read_gguf
+from prunus.exporting.gguf_types import DEFAULT, GGUF_TYPES, GgufType
+from prunus.exporting.types import FileType
+from prunus.exporting.widths import check_widths
+from prunus.models import StreamedModel
+
+SIXTEEN_BITS = {torch.float16: "f16", torch.bfloat16: "bf16"}
+
+
+def _check(model: StreamedModel, kind: FileType) -> list[str]:
+    width = int(model.checkpoint.config.get_text_config(decoder=True).hidden_size)
+    return check_widths(model.spec, width, cast(GgufType, kind))
+
+
+def _write(job: Conversion) -> Path:
+    """Convert, where the converter writes the type; else convert to the model's own precision and quantize that."""
+    kind, model = cast(GgufType, job.kind), job.checkpoint.path
+    file = job.folder / f"{job.stem}-{kind.name}.gguf"
+    if kind.converted:
+        convert(job.installed, model, file, kind.name, timeout=job.timeout)
+        return file
+    between = file.with_name("before-quantizing.gguf")
+    convert(job.installed, model, between, own_precision(job.checkpoint), timeout=job.timeout)
+    quantize(job.installed, between, file, kind.number, threads=torch.get_num_threads(), timeout=job.timeout)
+    between.unlink()
+    return file
+
+
+def own_precision(checkpoint: Checkpoint) -> str:
+    """The GGUF type that loses nothing of the checkpoint."""
+    dtypes = {info.dtype for info in checkpoint.tensors.values()}
+    return SIXTEEN_BITS.get(dtypes.pop(), "f32") if len(dtypes) == 1 else "f32"
+
+
+def _describe(file: Path) -> dict[str, Any]:
+    content = read_gguf(file)
+    return {
+        "tensors": content.types,
+        "parameters": content.parameters,
+        "decode_bytes_per_token": content.decode_bytes,
+    }
+
+
+GGUF = Format(
+    name="gguf",
+    engine=LLAMA_CPP,
+    types=GGUF_TYPES,
+    default=DEFAULT,
+    check=_check,
+    write=_write,
+    describe=_describe,
+)

@@ -1,0 +1,109 @@
+"""Bench of what `prunus export` made, in its own engine: with a program that plays llama.cpp."""
+
+import json
+import sys
+
+import pytest
+
+import prunus
+from fake_engine import write_script
+from prunus.engines import llama_cpp
+from prunus.engines.environment import home_of
+from prunus.errors import UserError
+from prunus.exporting.exported import find_exported
+
+# Every token takes as long as its file says, so that the ratios are known.
+WORKER = """
+import json, sys
+seconds = 1.0
+for line in sys.stdin:
+    r = json.loads(line)
+    if r["do"] == "load":
+        seconds = float(open(r["path"]).read())
+        answer = dict(description="fake", vocabulary=64)
+    if r["do"] == "memory":
+        answer = dict(peak_memory_bytes=2**20)
+    if r["do"] == "generate":
+        n = r["new_tokens"]
+        assert len(r["prompt"]) == 8 and max(r["prompt"]) < 64
+        answer = dict(tokens=[0] * n, prefill=seconds, first_token=seconds, steps=[seconds] * (n - 1))
+    print(json.dumps(answer), flush=True)
+"""
+SIZES = {"prompt_tokens": 8, "new_tokens": 4, "repetitions": 5}
+
+
+@pytest.fixture
+def exported(tmp_path, monkeypatch):
+    """Writes directories as an export of a model of so many seconds a token leaves them."""
+    monkeypatch.setenv("PRUNUS_CACHE", str(tmp_path / "cache"))
+    home = home_of(llama_cpp.LLAMA_CPP)
+    (home / "bin").mkdir(parents=True)
+    (home / "bin" / "python").symlink_to(sys.executable)
+    (home / "ready").write_text(json.dumps({"versions": {}, "facts": {"architectures": ["LlamaForCausalLM"]}}))
+    monkeypatch.setattr(llama_cpp, "WORKER", write_script(tmp_path, WORKER))
+
+    def make(name, seconds, engine="llama.cpp"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "m.gguf").write_text(str(seconds))
+        step = {"step": "export", "engine": {"name": engine}, "format": "gguf", "type": "q8_0", "file": "m.gguf"}
+        step |= {"bytes": 3, "parameters": int(100 * seconds), "decode_bytes_per_token": 10, "max_length": 64}
+        record = {"format": 1, "prunus": "0", "history": [step], "evaluations": [], "benchmarks": []}
+        (folder / "prunus.json").write_text(json.dumps(record))
+        return folder
+
+    return make
+
+
+def test_it_is_timed_there_beside_the_dense_export(exported):
+    model, dense = exported("model", 0.25), exported("dense", 0.5)
+    result = prunus.bench(model, against=str(dense), **SIZES)
+    assert (result["engine"], result["dtype"], result["device"]) == ("llama.cpp", "q8_0", "cpu")
+    assert result["speedup"]["decode"]["median"] == 2.0
+    assert result["model"]["decode_tokens_per_second"] == 4.0
+    assert result["model"]["tpot_seconds"]["count"] == 15
+    assert result["model"]["bytes_on_disk"] == len("0.25")
+    assert (result["model"]["peak_memory_bytes"], result["dense"]["parameters"]) == (2**20, 50)
+    record = json.loads((model / "prunus.json").read_text())
+    assert record["benchmarks"][0]["verdict"].startswith("Prefill faster (2.000x")
+    assert prunus.bench(model, against=str(dense), skip_done=True, **SIZES)["date"] == result["date"]
+
+
+def test_the_dense_model_is_exported_alike_beside_it(exported, tiny_llama_dir, monkeypatch):
+    asked = {}
+
+    def export(model, out, **settings):
+        asked.update(model=str(model), **settings)
+        exported(out.name, 0.5)
+
+    monkeypatch.setattr("prunus.steps.bench.export", export)
+    model = exported("model", 0.5)
+    result = prunus.bench(model, against=str(tiny_llama_dir), engine="llama.cpp", **SIZES)
+    assert asked == {"model": str(tiny_llama_dir), "to": "gguf:q8_0", "trust_remote_code": False}
+    assert result["dense"]["path"] == str(model.with_name("model.dense"))
+    assert result["speedup"]["decode"]["claim"] == "no difference"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"engine": "transformers"}, r"runs in llama\.cpp, and engine 'transformers' was asked for\.$"),
+        ({"dtype": "float32"}, r"dtype is for transformers; .*model is gguf:q8_0, as it was exported"),
+        ({"prompt_tokens": 63}, r"63 prompt and 4 new tokens are 67, and .*model reads at most 64"),
+    ],
+)
+def test_what_cannot_be_is_refused(exported, settings, message):
+    with pytest.raises(UserError, match=message):
+        prunus.bench(exported("model", 1), **{**SIZES, **settings})
+
+
+def test_two_engines_are_not_compared(exported):
+    other = exported("other", 1, engine="vllm")
+    with pytest.raises(UserError, match=r"model runs in llama\.cpp, .*other in vllm; compare within one engine"):
+        prunus.bench(exported("model", 1), against=str(other), **SIZES)
+
+
+def test_a_model_directory_is_no_export(tiny_llama_dir):
+    assert find_exported(tiny_llama_dir) is None
+    with pytest.raises(UserError, match=r"runs in transformers, and engine 'llama\.cpp' was asked for; export it first"):
+        prunus.bench(tiny_llama_dir, engine="llama.cpp", **SIZES)

@@ -117,6 +117,11 @@ def recoveries() -> str:
     return _smaller("width-20", "zeros-50", "depth-20")
 
 
+def rounds() -> str:
+    """One large cut, and the same in rounds with the same tokens of training in all; measured as the widths."""
+    return _smaller("width-40")
+
+
 def speeds() -> str:
     """Decode speed of shrunk models beside the bytes they save; from what `benchmarks/shrink_speed.py` measured."""
     rows = _measured("shrink_speed")
@@ -139,9 +144,8 @@ def _conditions() -> str:
     """Of all rows that `benchmarks/smaller.py` measured."""
     rows = _measured("smaller")
     dense = next(row["perplexity"] for row in rows if row["row"] == "dense")
-    machines = {(e["cpu"], e["threads"], e["torch"]) for row in rows if (e := row["environment"])}
-    ((cpu, threads, torch),) = machines
-    return f"Dense: {dense:.2f}. {cpu}, {threads} threads, torch {torch}.\n\n"
+    machines = {f"{e['cpu']}, {e['threads']} threads, torch {e['torch']}" for row in rows if (e := row["environment"])}
+    return f"Dense: {dense:.2f}. {'; '.join(sorted(machines))}.\n\n"
 
 
 def _smaller(*prefixes: str) -> str:
@@ -224,6 +228,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "mixes": mixes,
     "one_shot_widths": one_shot_widths,
     "recoveries": recoveries,
+    "rounds": rounds,
     "speeds": speeds,
     "families": families,
     "files": files,

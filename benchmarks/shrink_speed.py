@@ -1,20 +1,25 @@
-"""Is the speed of smaller shapes real? Decode in transformers, shrunk and dense in turn.
+"""Is the speed of smaller shapes real? Decode in transformers or another engine, shrunk and dense in turn.
 
 A decoded token reads every weight once, so a model that reads half the bytes can be at most twice as fast. For each
 shrunk directory, one line of JSON:
 
-    bytes_ratio   dense / shrunk, weight bytes that one decoded token reads (`prunus profile`), without the KV cache
+    bytes_ratio   dense / shrunk, weight bytes that one decoded token reads, without the KV cache
     speedup       dense / shrunk decode time, the median of the pairs, and low and high of its 95% interval
                   (`prunus bench SHRUNK --against DENSE`, which interleaves the two)
     kept          speedup / bytes_ratio: what of the bytes saved arrives as speed. The aim is at least 0.85
+    file_ratio    shrunk / dense, bytes on disk
+
+With --to, all of them are exported first (`prunus export`, beside each directory) and run in that engine.
 
 The machine must be quiet. `--make` writes a Llama-shaped model of random bf16 weights to FOLDER/dense (1.1 billion
 parameters: hidden 1920, FFN 5632, 24 layers, 30 heads on 10, tied embeddings) and what it becomes when 20, 35 and 50%
-of the parameters outside the embedding are removed, by width (KV groups, and the FFN in multiples of 64) and by depth:
-11 GB in all, 2.2 GB for the dense one. Speed does not depend on the values of dense weights, so these random siblings
-are as fast as shrunk models of the same shapes.
+of the parameters outside the embedding are removed, by width (KV groups, and the FFN in multiples of 64) and by depth;
+and, for small machines, with a quarter of the layers and a fifth of the heads less (edge): 13 GB in all, 2.2 GB for the
+dense one. Speed does not depend on the values of dense weights, so these random siblings are as fast as shrunk models
+of the same shapes.
 
 usage: shrink_speed.py DENSE SHRUNK ... [--prompt-tokens 128] [--new-tokens 64] [--repetitions 9] [--threads N]
+                       [--to gguf:q4_0]
        shrink_speed.py --make FOLDER --tokenizer DIR [--only width-20,depth-50] [the same]
 """
 
@@ -31,6 +36,7 @@ from transformers import AutoTokenizer, LlamaConfig
 
 PERCENT_REMOVED = (20, 35, 50)
 MULTIPLE = 64
+CONDITIONS = ("engine", "dtype", "threads", "prompt_tokens", "new_tokens", "repetitions")
 
 
 def dense_config(vocabulary: int) -> LlamaConfig:
@@ -65,11 +71,18 @@ def shallower(dense: LlamaConfig, removed: float) -> LlamaConfig:
     return changed_config(dense, num_hidden_layers=round(dense.num_hidden_layers * (1 - removed)))
 
 
+def edge(dense: LlamaConfig, removed: float) -> LlamaConfig:
+    """The fewer layers, and a fifth of the heads less in those that stay."""
+    groups = round(dense.num_key_value_heads * 0.8)
+    heads = groups * dense.num_attention_heads // dense.num_key_value_heads
+    return changed_config(shallower(dense, removed), num_key_value_heads=groups, num_attention_heads=heads)
+
+
 SIBLINGS: dict[str, tuple[Callable[[LlamaConfig, float], LlamaConfig], float]] = {
     f"{name}-{percent}": (make, percent / 100)
     for name, make in (("width", narrower), ("depth", shallower))
     for percent in PERCENT_REMOVED
-}
+} | {"edge": (edge, 0.25)}
 
 
 def changed_config(config: LlamaConfig, **changes: int) -> LlamaConfig:
@@ -97,21 +110,33 @@ def make_models(folder: Path, tokenizer: Path, only: list[str]) -> list[Path]:
     return [folder / name for name in configs]
 
 
+def exported(directory: Path, to: str | None) -> Path:
+    """The directory itself, or beside it what an engine loads."""
+    out = directory.with_name(f"{directory.name}-{to.replace(':', '-')}") if to else directory
+    if to:
+        prunus("export", directory, out, "--to", to)
+    return out
+
+
 def compare(dense: Path, shrunk: Path, options: list[object]) -> dict[str, Any]:
     """The row of one shrunk directory."""
-    before, after = (result_of(prunus("profile", directory)) for directory in (dense, shrunk))
     measured = result_of(prunus("bench", shrunk, "--against", dense, *options))
-    speedup = measured["speedup"]["decode"]
+    before, after, speedup = measured["dense"], measured["model"], measured["speedup"]["decode"]
     bytes_ratio = before["decode_bytes_per_token"] / after["decode_bytes_per_token"]
     return {
         "shrunk": shrunk.name,
         "parameters": after["parameters"],
         "dense_parameters": before["parameters"],
+        "file_ratio": round(after["bytes_on_disk"] / before["bytes_on_disk"], 4),
+        "tokens_per_second": [round(side["decode_tokens_per_second"], 2) for side in (before, after)],
         "bytes_ratio": round(bytes_ratio, 4),
         "speedup": {name: speedup[name] for name in ("median", "low", "high", "claim")},
         "kept": round(speedup["median"] / bytes_ratio, 4),
         "prefill_speedup": measured["speedup"]["prefill"]["median"],
-        **{name: measured[name] for name in ("dtype", "threads", "prompt_tokens", "new_tokens", "repetitions")},
+        **{
+            name: measured[name]
+            for name in ("engine", "dtype", "threads", "prompt_tokens", "new_tokens", "repetitions")
+        },
         "environment": measured["environment"],
     }
 
@@ -126,6 +151,7 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--repetitions", type=int, default=9)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--to", help="as `prunus export` takes it")
     args = parser.parse_args()
     if bool(args.make) == bool(args.directories) or bool(args.make) != bool(args.tokenizer):
         parser.error("give either DENSE and what was shrunk from it, or --make with --tokenizer")
@@ -135,7 +161,7 @@ def main() -> None:
     directories = make_models(args.make, args.tokenizer, only) if args.make else args.directories
     options: list[object] = ["--prompt-tokens", args.prompt_tokens, "--new-tokens", args.new_tokens]
     options += ["--repetitions", args.repetitions, *(["--threads", args.threads] if args.threads else [])]
-    dense, *shrunk = directories
+    dense, *shrunk = (exported(directory, args.to) for directory in directories)
     for directory in shrunk:
         print(json.dumps(compare(dense, directory, options)), flush=True)
 

@@ -6,6 +6,7 @@ is moved step by step, so that what is timed is vLLM and no queue between proces
 Shapes: T = tokens of a window, V = vocabulary.
 """
 
+import json
 import os
 import sys
 import time
@@ -27,6 +28,8 @@ def settings(threads: int) -> dict[str, str]:
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # two processes would be bound to the same cores
         "OMP_NUM_THREADS": str(threads),
+        # vLLM wants room for a token after a text, also after the longest a model reads: nothing reads it
+        "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_DO_NOT_TRACK": "1",
         "HF_HUB_OFFLINE": "1",
@@ -75,6 +78,12 @@ class Model:
         self.engine.add_request("0", {"prompt_token_ids": tokens}, asked)
         while self.engine.has_unfinished_requests():
             yield from self.engine.step()
+
+
+def stated_dtype(directory: str) -> str:
+    """The precision that config.json states: of float32, vLLM by itself would make bfloat16."""
+    config = json.loads(Path(directory, "config.json").read_text(encoding="utf-8"))
+    return config.get("dtype") or config.get("torch_dtype") or "auto"
 
 
 def cache_bytes(directory: str, context: int) -> int:
@@ -171,7 +180,7 @@ def generate(model: Model | None, request: dict[str, Any]) -> dict[str, Any]:
 
 def load(asked: dict[str, Any]) -> Model:
     """The directory of a request, loaded."""
-    return Model(asked["path"], asked["context"], asked["threads"], asked.get("dtype", "auto"))
+    return Model(asked["path"], asked["context"], asked["threads"], asked.get("dtype") or stated_dtype(asked["path"]))
 
 
 if __name__ == "__main__":

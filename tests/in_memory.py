@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prunus.evaluation.source import in_transformers
+
 
 class InMemory:
     """A `LogitSource` over a loaded transformers model."""
@@ -12,6 +14,7 @@ class InMemory:
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self.model, self.tokenizer, self.config = model.eval(), tokenizer, model.config
         self.dtype: torch.dtype = model.dtype
+        self.conditions = in_transformers(model.dtype)
 
     @torch.inference_mode()
     def final_hidden(self, tokens_NT: Tensor, progress_text: str) -> Tensor:

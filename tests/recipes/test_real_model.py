@@ -10,7 +10,9 @@ import pytest
 import yaml
 
 import prunus
+from prunus.cache import cache_dir
 from prunus.demo_model import fetch_demo_model
+from prunus.engines import LLAMA_CPP, find
 from prunus.errors import UserError
 from prunus.recipe import Recipe, load_recipe, parse_recipe
 
@@ -22,6 +24,7 @@ LITTLE = {
     "recover": {"tokens": 64, "length": 64, "batch_tokens": 64, "held_out": 1},
     "evaluate": {"length": 64, "windows": 2},
     "bench": {"prompt_tokens": 8, "new_tokens": 4, "repetitions": 1},
+    "export": {},
     "report": {},
 }
 WIDE = {"kl": 1e9}  # so little calibration text costs too much for any envelope
@@ -35,7 +38,9 @@ def model(tmp_path_factory):
     except UserError as error:
         pytest.skip(f"the recipes' model cannot be fetched: {error}")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PRUNUS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        cache = tmp_path_factory.mktemp("cache")
+        (cache / "engines").symlink_to(cache_dir() / "engines")
+        patch.setenv("PRUNUS_CACHE", str(cache))
         yield directory
 
 
@@ -52,6 +57,8 @@ def little(path: Path, model: Path) -> Recipe:
 def test_a_shipped_recipe_on_its_own_model(path, model, tmp_path):
     assert load_recipe(path).model.endswith(model.name)
     recipe = little(path, model)
+    if "export" in [step.verb for step in recipe.steps] and find(LLAMA_CPP) is None:
+        pytest.skip("needs llama.cpp: prunus engines install llama.cpp")
     try:
         run = prunus.run(recipe, tmp_path / "out")
         assert [step["step"] for step in run.steps] == [step.verb for step in recipe.steps]

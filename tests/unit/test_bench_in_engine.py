@@ -105,7 +105,5 @@ def test_two_engines_are_not_compared(exported):
 
 def test_a_model_directory_is_no_export(tiny_llama_dir):
     assert find_exported(tiny_llama_dir) is None
-    with pytest.raises(
-        UserError, match=r"runs in transformers, and engine 'llama\.cpp' was asked for; export it first"
-    ):
+    with pytest.raises(UserError, match=r"runs in transformers, and engine .* was asked for; export it first"):
         prunus.bench(tiny_llama_dir, engine="llama.cpp", **SIZES)

@@ -4,11 +4,13 @@ Shapes: N = windows, T = tokens, H = hidden, V = vocabulary.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 from torch import Tensor
 
 from prunus.calibration.block_pass import BlockPass, Edit
 from prunus.calibration.hidden_states import HiddenStates
+from prunus.evaluation.source import in_transformers
 from prunus.models import StreamedModel
 from prunus.progress import progress
 from prunus.text.batches import TokenBatch, whole_windows
@@ -26,6 +28,11 @@ class StreamedSource:
         self.tokenizer = model.tokenizer
         self.dtype = model.dtype
         self._max_memory = max_memory
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """How the forward pass is run."""
+        return in_transformers(self.dtype)
 
     def final_hidden(self, tokens_NT: Tensor, progress_text: str) -> Tensor:
         """Return the last block's output (N, T, H); each block is read once and applied to all windows."""

@@ -25,6 +25,7 @@ class Model:
     def __init__(self, file: str, context: int, threads: int) -> None:
         parameters = library.llama_model_default_params()
         parameters.n_gpu_layers = 0  # what is measured and proved is the CPU
+        parameters.use_extra_bufts = not has_amx()
         self.model = library.llama_model_load_from_file(file.encode(), parameters)
         if not self.model:
             raise ValueError(f"llama.cpp cannot load {file}")
@@ -63,6 +64,11 @@ class Model:
             logits_1V = self.forward(tokens[start : start + self.batch_size], start, every=False)
         assert logits_1V is not None
         return logits_1V[-1]
+
+
+def has_amx() -> bool:
+    """Whether the library would repack weights for AMX, where it dies at the first product (llama.cpp issue 20824)."""
+    return b"AMX_INT8 = 1" in library.llama_print_system_info()
 
 
 def describe(_model: Model | None, _request: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor
 
 from prunus.errors import UserError
@@ -80,7 +79,7 @@ def evaluate_text(source: LogitSource, dense: LogitSource | None, batch: TokenBa
         "window": batch.tokens_NT.shape[1],
         "stride": batch.tokens_NT.shape[1],
         "windows": batch.tokens_NT.shape[0],
-        **conditions(source),
+        **source.conditions,
         **_perplexity(source, nll_NT, facts),
     }
     if beside:
@@ -116,7 +115,7 @@ def evaluate_choices(
         "dataset": str(questions.path),
         "dataset_sha256": questions.sha256,
         "normalised_by": "UTF-8 bytes of the ending",
-        **conditions(source),
+        **source.conditions,
         **asdict(score_choices(source, questions.tasks, f"Choices, {ROLES[0]}")),
     }
     if dense is not None:
@@ -132,18 +131,6 @@ def _check_same_vocabulary(sources: list[LogitSource]) -> None:
             f"The models' vocabularies differ ({sizes[0]} and {sizes[1]} tokens), so KL has no meaning: "
             "compare with the dense model that this one was made from."
         )
-
-
-def conditions(source: LogitSource) -> Result:
-    """Return how the forward pass was run: engine, dtype, threads, versions."""
-    return {
-        "engine": "transformers",
-        "dtype": str(source.dtype).removeprefix("torch."),
-        "batch": 1,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
 
 
 def _measure(sources: list[LogitSource], tokens_NT: Tensor, hidden: list[Tensor]) -> list[Tensor]:

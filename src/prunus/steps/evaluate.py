@@ -14,9 +14,9 @@ from prunus.engines import require
 from prunus.errors import UserError
 from prunus.evaluation import LogitSource
 from prunus.evaluation.continuations import continuations
-from prunus.evaluation.engine_source import EngineSource
 from prunus.evaluation.evaluate import evaluate_model
 from prunus.evaluation.lm_eval_tasks import find_tasks, lm_eval_tasks
+from prunus.exporting.engine_source import EngineSource
 from prunus.exporting.exported import find_exported
 from prunus.machine_choice import choose_device, choose_dtype, parse_memory
 from prunus.models import StreamedModel

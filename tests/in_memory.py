@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunus.evaluation.source import in_transformers
+from prunus.machine_choice import in_transformers
 
 
 class InMemory:

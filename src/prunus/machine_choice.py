@@ -2,10 +2,11 @@
 
 import re
 import time
-from typing import Literal
+from typing import Any, Literal
 
 import psutil
 import torch
+import transformers
 
 from prunus.errors import UserError
 
@@ -71,3 +72,15 @@ def parse_memory(text: str | int | None) -> int | None:
         return int(float(match[1]) * UNITS[unit])
     except (AssertionError, KeyError, ValueError) as error:
         raise UserError(f"memory {text!r} is not understood; write it like 4GiB or 800MiB.") from error
+
+
+def in_transformers(dtype: torch.dtype) -> dict[str, Any]:
+    """The conditions of a forward pass in transformers."""
+    return {
+        "engine": "transformers",
+        "dtype": str(dtype).removeprefix("torch."),
+        "batch": 1,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }

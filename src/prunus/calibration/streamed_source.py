@@ -10,7 +10,7 @@ from torch import Tensor
 
 from prunus.calibration.block_pass import BlockPass, Edit
 from prunus.calibration.hidden_states import HiddenStates
-from prunus.evaluation.source import in_transformers
+from prunus.machine_choice import in_transformers
 from prunus.models import StreamedModel
 from prunus.progress import progress
 from prunus.text.batches import TokenBatch, whole_windows

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
-import transformers
 from torch import Tensor
 
 from prunus.errors import UserError
@@ -59,18 +58,6 @@ def logit_slices(
         pairs = zip(sources, hidden, strict=True)
         logits = [source.logits(tokens_1T[:, start:stop], h_1TH[:, start:stop])[0] for source, h_1TH in pairs]
         yield logits, tokens_1T[0, start + 1 : stop + 1].to(logits[0].device)
-
-
-def in_transformers(dtype: torch.dtype) -> dict[str, Any]:
-    """The conditions of a forward pass in transformers."""
-    return {
-        "engine": "transformers",
-        "dtype": str(dtype).removeprefix("torch."),
-        "batch": 1,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
 
 
 def name_of(source: LogitSource) -> str:

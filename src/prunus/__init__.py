@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from prunus.steps.evaluate import evaluate
     from prunus.steps.export import export
     from prunus.steps.profile import profile
+    from prunus.steps.quantize import quantize
     from prunus.steps.recover import recover
     from prunus.steps.report import report
     from prunus.steps.shrink import shrink
@@ -34,6 +35,7 @@ _HOMES = {
     "export": "prunus.steps.export",
     "load": "prunus.models.whole",
     "profile": "prunus.steps.profile",
+    "quantize": "prunus.steps.quantize",
     "recover": "prunus.steps.recover",
     "report": "prunus.steps.report",
     "shrink": "prunus.steps.shrink",
@@ -49,6 +51,7 @@ __all__ = [
     "export",
     "load",
     "profile",
+    "quantize",
     "recover",
     "report",
     "run",

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from prunus.checkpoint import open_checkpoint, read_record
+from prunus.checkpoint import open_dense, read_record
 from prunus.checkpoint.output import check_place, full_disk_is_an_error
 from prunus.envelope import Envelope
 from prunus.errors import UserError
@@ -31,6 +31,7 @@ from prunus.steps.evaluate import evaluate
 from prunus.steps.export import check_engine, export
 from prunus.steps.layer_choice import layer_budget
 from prunus.steps.plan import make_plan
+from prunus.steps.quantize import quantize
 from prunus.steps.recover import recover
 from prunus.steps.report import report
 from prunus.steps.shrink import plan_cuts, shrink
@@ -129,8 +130,8 @@ def check_recipe(recipe: Recipe, out: Path, trust_remote_code: bool) -> None:
     """Check recipe x model before weights are read. Raises UserError naming the step."""
     if not any(step.verb in MAKES_A_MODEL for step in recipe.steps):
         raise UserError(f"the recipe makes no model; add a step such as {' or '.join(sorted(MAKES_A_MODEL))}.")
-    _check_export_is_last(recipe)
-    checkpoint = open_checkpoint(recipe.model, trust_remote_code=trust_remote_code)
+    _check_order(recipe)
+    checkpoint = open_dense(recipe.model, trust_remote_code=trust_remote_code)
     check_place(out.expanduser().absolute(), checkpoint.path)
     spec, config = StreamedModel(checkpoint, dtype=torch.float32).spec, checkpoint.config
     depth = len(spec.blocks)
@@ -151,12 +152,16 @@ def check_recipe(recipe: Recipe, out: Path, trust_remote_code: bool) -> None:
             check_exists(parse_source(text))
 
 
-def _check_export_is_last(recipe: Recipe) -> None:
-    """What an engine loads is no model directory any more: it can be benched and reported."""
+def _check_order(recipe: Recipe) -> None:
+    """What an engine loads is no model directory any more; and nothing changes a quantized model's weights."""
     verbs = [step.verb for step in recipe.steps]
     after = verbs[verbs.index("export") + 1 :] if "export" in verbs else []
     if unfit := [verb for verb in after if verb in MAKES_A_MODEL or verb == "evaluate"]:
         raise UserError(f"step {unfit[0]!r} comes after export; put it before: an export is only benched and reported.")
+
+    after = verbs[verbs.index("quantize") + 1 :] if "quantize" in verbs else []
+    if unfit := [verb for verb in after if verb in MAKES_A_MODEL]:
+        raise UserError(f"step {unfit[0]!r} comes after quantize; put it before: prune, recover, then quantize.")
 
 
 def _targets(recipe: Recipe, out: Path) -> Iterator[Path]:
@@ -173,7 +178,7 @@ def _make(step: Step, dense: str, model: str | Path, target: Path, max_memory: s
         values["teacher"] = dense
     if step.verb == "export":
         return export(model, target, trust_remote_code=trust, **values)
-    make = {"sparsify": sparsify, "shrink": shrink, "recover": recover}[step.verb]
+    make = {"sparsify": sparsify, "shrink": shrink, "recover": recover, "quantize": quantize}[step.verb]
     return make(model, target, max_memory=max_memory, trust_remote_code=trust, **values)
 
 

@@ -29,18 +29,20 @@ from prunus.settings import (
     Settings,
     SparsifySettings,
 )
+from prunus.settings_quantize import QuantizeSettings
 from prunus.settings_shrink import ShrinkSettings
 
 STEPS: dict[str, type[Settings]] = {
     "sparsify": SparsifySettings,
     "shrink": ShrinkSettings,
     "recover": RecoverSettings,
+    "quantize": QuantizeSettings,
     "export": ExportSettings,
     "evaluate": EvaluateSettings,
     "bench": BenchSettings,
     "report": ReportSettings,
 }
-MAKES_A_MODEL = {"sparsify", "shrink", "recover", "export"}
+MAKES_A_MODEL = {"sparsify", "shrink", "recover", "quantize", "export"}
 KEYS = {"version", "model", "steps", "envelope"}
 VERSION = 1
 

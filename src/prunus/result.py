@@ -20,6 +20,8 @@ BRIEF = (
     "held_out_after",
     "best_step",
     "stopped",
+    "scheme",
+    "num_zeros",
     "type",
     "file",
     "bytes",

@@ -29,7 +29,7 @@ def test_an_expert_that_met_no_token_is_judged_by_its_weights_and_the_user_is_to
         assert bool((pruned_OI.gather(1, lowest) == 0).all())
     assert (
         "1 matrices, such as layers.0.expert, met no calibration token"
-        in notes_of_unseen(edit.method, edit.matrices)[0]
+        in notes_of_unseen(edit.method.needs, edit.matrices)[0]
     )
 
 
@@ -37,7 +37,7 @@ def test_magnitude_needs_no_token_and_says_nothing():
     method = METHODS["magnitude"]
     edit = SparsifyEdit(method, method.options(), Plan({"layers.0.expert": Unstructured(0.5, "matrix")}))
     edit(BLOCK, Group((LINEAR,)), [torch.randn(8, 16)], Statistics(), {})
-    assert notes_of_unseen(method, edit.matrices) == []
+    assert notes_of_unseen(method.needs, edit.matrices) == []
 
 
 def test_zeros_of_earlier_steps_count_among_all_parameters(tiny_llama_dir, tmp_path):

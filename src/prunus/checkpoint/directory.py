@@ -6,7 +6,7 @@ Everything that can be wrong with a directory is found from its file headers, be
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,10 @@ from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from prunus.checkpoint.compressed_tensors import decoded, parts_of, quantized_names, scheme_of, shape_of
 from prunus.checkpoint.per_layer import MODEL_TYPE, check_layers, unwrapped
 from prunus.errors import UserError
+from prunus.quantizing import Scheme
 
 CONFIG_NAME = "config.json"
 INDEX_NAME = "model.safetensors.index.json"
@@ -35,15 +37,17 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+CODES = {"I8": torch.int8, "F8_E4M3": torch.float8_e4m3fn}  # of quantized weights alone
 
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """Where one tensor lies, known from the file header alone."""
+    """Where one tensor lies, known from the file header alone; shape and dtype of a quantized one are as it is read."""
 
     file: Path
     shape: tuple[int, ...]
     dtype: torch.dtype
+    stored_bytes: int | None = None  # of a quantized one, all its parts
 
     @property
     def num_elements(self) -> int:
@@ -51,17 +55,24 @@ class TensorInfo:
 
     @property
     def num_bytes(self) -> int:
-        return self.num_elements * self.dtype.itemsize
+        """On disk."""
+        return self.num_elements * self.dtype.itemsize if self.stored_bytes is None else self.stored_bytes
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model directory that passed every check that needs no weights."""
+    """A model directory that passed every check that needs no weights.
+
+    A quantized one (`scheme`) is read as the full-precision model that it stands for: `parts` are the tensors that are
+    in its files.
+    """
 
     path: Path
     config: PretrainedConfig
     tensors: dict[str, TensorInfo]
     trust_remote_code: bool = False
+    scheme: Scheme | None = None
+    parts: dict[str, TensorInfo] = field(default_factory=dict)
 
     @property
     def num_parameters(self) -> int:
@@ -73,12 +84,13 @@ class Checkpoint:
 
     def read(self, name: str) -> Tensor:
         """Return one tensor, in memory of its own. Raises UserError naming it when it holds NaN or Inf."""
-        with safe_open(self.tensors[name].file, framework="pt") as file:
-            tensor: Tensor = file.get_tensor(
-                name
-            ).clone()  # the clone lets go of the mapped pages, which count as resident
+        info = self.tensors[name]
+        if self.scheme is not None and info.stored_bytes is not None:
+            tensor = decoded(name, info.shape, self.scheme, lambda part: _read(self.parts[part].file, part))
+        else:
+            tensor = _read(info.file, name)
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise UserError(f"tensor {name} in {self.tensors[name].file} holds NaN or Inf; repair the checkpoint.")
+            raise UserError(f"tensor {name} in {info.file} holds NaN or Inf; repair the checkpoint.")
         return tensor
 
     @cached_property
@@ -105,10 +117,29 @@ def open_checkpoint(model: str | Path, *, trust_remote_code: bool = False) -> Ch
     Raises UserError, in one sentence, for anything that is not a readable causal language model checkpoint.
     """
     path = _locate(str(model))
-    config = _read_config(path, trust_remote_code)
+    config, scheme = _read_config(path, trust_remote_code)
     tensors = {name: info for file in _weight_files(path) for name, info in read_header(file).items()}
     _check_index(path, tensors)
-    return Checkpoint(path, config, tensors, trust_remote_code)
+    if scheme is None:
+        _check_dtypes(tensors)
+        return Checkpoint(path, config, tensors, trust_remote_code)
+    return Checkpoint(path, config, _whole_matrices(tensors, scheme), trust_remote_code, scheme, tensors)
+
+
+def open_dense(model: str | Path, *, trust_remote_code: bool = False) -> Checkpoint:
+    """The same, for what changes weights. Raises UserError for a quantized model too."""
+    checkpoint = open_checkpoint(model, trust_remote_code=trust_remote_code)
+    refuse_quantized(checkpoint)
+    return checkpoint
+
+
+def refuse_quantized(checkpoint: Checkpoint) -> None:
+    """Raises UserError where a step would have to undo a quantization."""
+    if checkpoint.scheme is not None:
+        raise UserError(
+            f"{checkpoint.path} is quantized ({checkpoint.scheme.name}), and its full-precision weights are gone: "
+            "prune and recover the model it was made from, then quantize."
+        )
 
 
 def _locate(model: str) -> Path:
@@ -135,7 +166,34 @@ def _download(name: str) -> Path:
         ) from error
 
 
-def _read_config(path: Path, trust_remote_code: bool) -> PretrainedConfig:
+def _read(file: Path, name: str) -> Tensor:
+    with safe_open(file, framework="pt") as opened:
+        tensor: Tensor = opened.get_tensor(name).clone()  # the clone lets go of mapped pages, which count as resident
+    return tensor
+
+
+def _whole_matrices(tensors: dict[str, TensorInfo], scheme: Scheme) -> dict[str, TensorInfo]:
+    """The tensors as they are read: in place of its parts, each quantized matrix. Raises UserError for a lost part."""
+    found = dict(tensors)
+    shapes = {name: info.shape for name, info in tensors.items()}
+    for name in quantized_names(tensors):
+        parts = parts_of(name, scheme)
+        if lost := [part for part in parts if part not in tensors]:
+            raise UserError(f"tensor {lost[0]} of {name} is missing from {tensors[parts[1]].file}; download it again.")
+        shape = shape_of(name, scheme, shapes, lambda part: _read(tensors[part].file, part))
+        stored = sum(found.pop(part).num_bytes for part in parts)
+        found[name] = TensorInfo(tensors[parts[0]].file, shape, tensors[parts[1]].dtype, stored)
+    return found
+
+
+def _check_dtypes(tensors: dict[str, TensorInfo]) -> None:
+    for name, info in tensors.items():
+        if info.dtype in CODES.values():
+            raise UserError(f"tensor {name} in {info.file} has dtype {info.dtype}; allowed are {', '.join(DTYPES)}.")
+
+
+def _read_config(path: Path, trust_remote_code: bool) -> tuple[PretrainedConfig, Scheme | None]:
+    """The model's config without what it says of quantization, and that."""
     file, stored = path / CONFIG_NAME, _stored_config(path)
     raw = unwrapped(stored, file)
     model_type = raw.get("model_type")
@@ -145,20 +203,18 @@ def _read_config(path: Path, trust_remote_code: bool) -> PretrainedConfig:
             f"{path} needs code of its own to load (auto_map in config.json); read that code, then allow it with "
             "--trust-remote-code."
         )
-    if quantization := raw.get("quantization_config"):
-        kind = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
-        raise UserError(
-            f"the checkpoint is already quantized ({kind}); prune the original full-precision weights first and "
-            "quantize afterwards."
-        )
+    quantization = raw.get("quantization_config")
+    scheme = scheme_of(quantization, path) if quantization else None
     try:
         if stored.get("model_type") != MODEL_TYPE:
-            return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+            config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+            vars(config).pop("quantization_config", None)
+            return config, scheme
         config = CONFIG_MAPPING[model_type].from_dict(raw)
     except (ValueError, KeyError, OSError) as error:
         raise UserError(f"unsupported architecture {model_type!r} in {file}; see `prunus models`.") from error
     check_layers(config, file)
-    return config
+    return config, scheme
 
 
 def read_raw_config(path: Path) -> dict[str, Any]:
@@ -215,9 +271,9 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
     except (SafetensorError, OSError) as error:
         raise UserError(f"weight file {file} is corrupt or truncated ({error}); download it again.") from error
     for name, (_, dtype) in headers.items():
-        if dtype not in DTYPES:
+        if dtype not in DTYPES | CODES:
             raise UserError(f"tensor {name} in {file} has dtype {dtype}; allowed are {', '.join(DTYPES)}.")
-    return {name: TensorInfo(file, shape, DTYPES[dtype]) for name, (shape, dtype) in headers.items()}
+    return {name: TensorInfo(file, shape, (DTYPES | CODES)[dtype]) for name, (shape, dtype) in headers.items()}
 
 
 def _check_index(path: Path, tensors: dict[str, TensorInfo]) -> None:

@@ -11,6 +11,7 @@ from prunus import __version__
 from prunus.cli import options as opt
 from prunus.cli.engines import engines
 from prunus.cli.export import export
+from prunus.cli.quantize import quantize
 from prunus.cli.recover import recover
 from prunus.cli.shrink import shrink
 from prunus.cli.sparsify import sparsify
@@ -26,10 +27,11 @@ app = typer.Typer(
 )
 
 INTERRUPTED = 130
-GO_ON = ("sparsify", "shrink", "recover", "run", "demo", "engines")  # what these verbs have finished stays finished
+# what these verbs have finished stays finished
+GO_ON = ("sparsify", "shrink", "recover", "quantize", "run", "demo", "engines")
 
 
-for verb in (sparsify, shrink, recover, export):
+for verb in (sparsify, shrink, recover, quantize, export):
     app.command()(verb)
 app.add_typer(engines, name="engines")
 
@@ -198,12 +200,14 @@ def demo(
 
 @app.command()
 def methods() -> None:
-    """List the pruning methods and scores: paper, needs, cost, when to use. Example: `prunus methods`."""
+    """List the pruning methods, scores and schemes: paper, needs, cost, when to use. Example: `prunus methods`."""
+    from prunus.terminal.quantized import scheme_rows, show_schemes
     from prunus.terminal.tables import method_rows, score_rows, show_methods, show_scores
 
     show_methods()
     show_scores()
-    opt.emit({"methods": method_rows(), "scores": score_rows()})
+    show_schemes()
+    opt.emit({"methods": method_rows(), "scores": score_rows(), "schemes": scheme_rows()})
 
 
 @app.command()

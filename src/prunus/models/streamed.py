@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, PretrainedConfig
 from prunus.checkpoint.directory import Checkpoint, open_checkpoint
 from prunus.errors import UserError
 from prunus.models.outer import BlockCall, blocks_replaced
+from prunus.models.rounded_inputs import round_inputs
 from prunus.models.skeleton import build_skeleton, restore_buffers
 from prunus.models.spec import ModelSpec
 from prunus.models.sublayers import Sublayer, find_sublayers
@@ -40,7 +41,19 @@ class StreamedModel:
         self.spec: ModelSpec = trace_model(self._model)
         self._list_name, self.blocks = find_blocks(self._model)
         self.names = TensorNames(self._model, checkpoint.tensors)
+        self._round_inputs()
         self._calls: dict[int, list[BlockCall]] = {}  # length -> the call of each block
+
+    def _round_inputs(self) -> None:
+        """Where the checkpoint's scheme says so, of the matrices that are quantized."""
+        scheme, tensors = self.checkpoint.scheme, self.checkpoint.tensors
+        if scheme is None or not scheme.rounds_inputs:
+            return
+        for number, block in enumerate(self.spec.blocks):
+            for linear in block.linears:
+                keys = self.names.keys_of([block.full_parameter(linear)])
+                if linear.expert is None and tensors[keys[0]].stored_bytes is not None:
+                    round_inputs(self.blocks[number].get_submodule(linear.name), scheme.grid)
 
     @property
     def config(self) -> PretrainedConfig:
@@ -68,6 +81,11 @@ class StreamedModel:
     def output_head(self) -> list[str]:
         """Parameter names of the output head, which have no tensors of their own when it is tied."""
         return self._names_within(self._model.get_output_embeddings())
+
+    def linear_layers(self) -> list[tuple[str, str]]:
+        """Every `Linear` of the model, the head included: its module's name and its weight's."""
+        modules = self._model.named_modules()
+        return [(name, f"{name}.weight") for name, module in modules if isinstance(module, nn.Linear)]
 
     def _names_within(self, module: nn.Module) -> list[str]:
         prefix = next(name for name, candidate in self._model.named_modules() if candidate is module)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.utils import GENERATION_CONFIG_NAME
+from transformers.utils.import_utils import is_compressed_tensors_available
 
 from prunus.checkpoint import Checkpoint, open_checkpoint
 from prunus.checkpoint.per_layer import layer_fields
@@ -34,7 +35,15 @@ def load(
 
 
 def load_whole(checkpoint: Checkpoint, dtype: torch.dtype | None, device: str | torch.device) -> Any:
-    """The model with its weights, in evaluation mode; never from the network, never pickle. `dtype` None: its own."""
+    """The model with its weights, in evaluation mode; never from the network, never pickle. `dtype` None: its own.
+
+    Raises UserError for a quantized one where transformers lacks the package that reads it.
+    """
+    if checkpoint.scheme is not None and not is_compressed_tensors_available():
+        raise UserError(
+            f"{checkpoint.path} is quantized ({checkpoint.scheme.name}), and transformers loads that with "
+            "compressed-tensors; install it with `pip install 'prunus[quantize]'`."
+        )
     if layer_fields(checkpoint.config) is not None:
         return _assembled(checkpoint, dtype).to(device).eval()
     with quiet_libraries():

@@ -15,6 +15,7 @@ Letters: O = out_features, I = in_features, B = columns of a block.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -66,40 +67,48 @@ def prune_sparsegpt(
     """Sweep over the columns; works on the transpose, so that a column is contiguous."""
     work_IO = prepared.scale.scaled(weight_OI).T.contiguous()
     keep_IO = torch.ones_like(work_IO, dtype=torch.bool)
-    step, block = _step_and_block(pattern, options.block)
-    for start in range(0, len(work_IO), block):
-        end = min(start + block, len(work_IO))
-        error_BO = _prune_block(work_IO, keep_IO, prepared.upper_II, pattern, (start, end, step))
-        work_IO[end:] -= prepared.upper_II[start:end, end:].T @ error_BO
+    step = columns_together(pattern, options.block)
+
+    def kept_or_zero(column: int) -> Tensor:
+        if column % step == 0:
+            select_columns(work_IO, keep_IO, prepared.upper_II, pattern, (column, min(column + step, len(work_IO))))
+        return work_IO[column].where(keep_IO[column], 0.0)
+
+    sweep_columns(work_IO, prepared.upper_II, max(step, options.block // step * step), kept_or_zero)
     keep_OI = keep_IO.T.contiguous()
     pruned_OI = prepared.scale.unscaled(work_IO.T, weight_OI)
     return PruneResult(pruned_OI, keep_OI, {"damping": prepared.damping})
 
 
-def _step_and_block(pattern: Pattern, block: int) -> tuple[int, int]:
-    """Columns selected together, and columns per lazy update: both whole numbers of N:M groups or tiles."""
-    unit = pattern.of if isinstance(pattern, NM) else pattern.cols if isinstance(pattern, Tile) else 1
-    block = max(unit, block // unit * unit)
-    return (unit if isinstance(pattern, NM) else block), block
+def sweep_columns(work_IO: Tensor, upper_II: Tensor, block: int, fixed: Callable[[int], Tensor]) -> None:
+    """Fix one column after the other, in place, and let all later ones make up for what that costs.
+
+    `fixed(column)` is the value (O) that a column is to have, asked for when all earlier ones are fixed.
+    """
+    for start in range(0, len(work_IO), block):
+        end = min(start + block, len(work_IO))
+        error_BO = torch.empty_like(work_IO[start:end])
+        for column in range(start, end):
+            target_O = fixed(column)
+            error_O = (work_IO[column] - target_O) / upper_II[column, column]
+            work_IO[column:end].addr_(upper_II[column, column:end], error_O, alpha=-1)
+            work_IO[column] = target_O
+            error_BO[column - start] = error_O
+        work_IO[end:] -= upper_II[start:end, end:].T @ error_BO
 
 
-def _prune_block(
-    work_IO: Tensor, keep_IO: Tensor, upper_II: Tensor, pattern: Pattern, columns: tuple[int, int, int]
-) -> Tensor:
-    """Prune columns start..end in place; return the errors (B, O) that later blocks have to make up for."""
-    start, end, step = columns
-    error_BO = torch.empty_like(work_IO[start:end])
-    for column in range(start, end):
-        if (column - start) % step == 0:
-            _select(work_IO, keep_IO, upper_II, pattern, (column, min(column + step, end)))
-        error_O = work_IO[column].where(~keep_IO[column], 0.0) / upper_II[column, column]
-        work_IO[column:end].addr_(upper_II[column, column:end], error_O, alpha=-1)
-        error_BO[column - start] = error_O
-    return error_BO
+def columns_together(pattern: Pattern, block: int) -> int:
+    """Columns whose zeros are chosen at one time: an N:M group, else about `block`, in whole tiles."""
+    if isinstance(pattern, NM):
+        return pattern.of
+    unit = pattern.cols if isinstance(pattern, Tile) else 1
+    return max(unit, block // unit * unit)
 
 
-def _select(work_IO: Tensor, keep_IO: Tensor, upper_II: Tensor, pattern: Pattern, columns: tuple[int, int]) -> None:
-    """Decide the keep mask of some columns from their weights as they now are."""
+def select_columns(
+    work_IO: Tensor, keep_IO: Tensor, upper_II: Tensor, pattern: Pattern, columns: tuple[int, int]
+) -> None:
+    """Decide the keep mask of some columns, in place, from their weights as they now are."""
     start, end = columns
     score_BO = (work_IO[start:end] / upper_II.diagonal()[start:end, None]).square()
     keep_IO[start:end] = _keep_share(score_BO.T.contiguous(), pattern, (work_IO.shape[1], len(work_IO)), start).T

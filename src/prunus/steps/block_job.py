@@ -69,6 +69,10 @@ class BlockStep(Protocol):
         """What is written of an edited block: its tensors, under the model's names."""
         ...
 
+    def stored(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The same as it is written, under the checkpoint's names."""
+        ...
+
     def outer(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """What is written of tensors outside the blocks, under the model's names."""
         ...
@@ -144,7 +148,7 @@ class BlockJob:
                 with full_disk_is_an_error(output.out):
                     state = run.run_block(index, hidden[index % 2], hidden[(index + 1) % 2])
                 state = self.step.finished(index, state)
-                output.write_shard(self.shards.of_block(index), self.model.names.store(state))
+                output.write_shard(self.shards.of_block(index), self.step.stored(self.model.names.store(state)))
                 saved["zeros"] += _num_zeros(state)
                 saved |= self._progress(index + 1, hidden[(index + 1) % 2], saved)
                 output.save_progress(saved)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from prunus.checkpoint import Checkpoint, OutputDirectory, open_checkpoint
+from prunus.checkpoint import Checkpoint, OutputDirectory, open_dense
 from prunus.checkpoint.output import check_place
 from prunus.errors import UserError
 from prunus.models import StreamedModel
@@ -44,7 +44,7 @@ def dry_run(
     Raises UserError where that run would, except for what only the weights tell (NaN) or only the work (a full disk).
     """
     checked = SparsifySettings.check(**settings)
-    checkpoint = open_checkpoint(model, trust_remote_code=trust_remote_code)
+    checkpoint = open_dense(model, trust_remote_code=trust_remote_code)
     place = Path(out).expanduser().absolute()
     check_place(place, checkpoint.path)
     expected = estimate(model, max_memory=max_memory, trust_remote_code=trust_remote_code, **settings)

@@ -8,7 +8,7 @@ from typing import Any
 import psutil
 import torch
 
-from prunus.checkpoint import Checkpoint, open_checkpoint, read_record
+from prunus.checkpoint import Checkpoint, open_checkpoint, open_dense, read_record
 from prunus.checkpoint.shards import Shards
 from prunus.errors import UserError
 from prunus.machine_choice import choose_device, choose_dtype
@@ -48,7 +48,7 @@ class Setup:
 def set_up(model: str | Path, settings: RecoverSettings, max_memory: int | None, trust_remote_code: bool) -> Setup:
     """Decide and check everything. Raises UserError for what cannot work, what does not fit into memory included."""
     processes = Processes(choose_device(settings.device))
-    checkpoint = open_checkpoint(model, trust_remote_code=trust_remote_code)
+    checkpoint = open_dense(model, trust_remote_code=trust_remote_code)
     teacher = find_teacher(checkpoint, settings, says_so=processes.is_main)
     width = int(checkpoint.config.get_text_config(decoder=True).hidden_size)
     own = choose_dtype(settings.dtype, str(processes.device), width)

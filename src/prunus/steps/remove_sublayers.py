@@ -100,6 +100,9 @@ class SublayerStep:
         spec, found = self.model.spec.blocks[layer], self.sublayers[layer]
         return [spec.full(found[kind].module) for kind, layers in gone.items() if layer in layers]
 
+    def stored(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return tensors
+
     def outer(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         return state
 

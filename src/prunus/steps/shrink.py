@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig
 
-from prunus.checkpoint import Checkpoint, OutputDirectory, open_checkpoint, read_record
+from prunus.checkpoint import Checkpoint, OutputDirectory, open_checkpoint, open_dense, read_record
 from prunus.checkpoint.output import check_place, fingerprint, full_disk_is_an_error
 from prunus.checkpoint.per_layer import layer_fields
 from prunus.checkpoint.record import write_json
@@ -75,7 +75,7 @@ class ShrinkCall:
         self, model: str | Path, out: str | Path, max_memory: str | int | None, trust: bool, settings: dict[str, Any]
     ) -> None:
         self.settings = ShrinkSettings.check(**settings)
-        self.checkpoint = open_checkpoint(model, trust_remote_code=trust)
+        self.checkpoint = open_dense(model, trust_remote_code=trust)
         self.place, self.max_memory = Path(out).expanduser().absolute(), parse_memory(max_memory)
         check_place(self.place, self.checkpoint.path)
         if layer_fields(self.checkpoint.config) is not None:

@@ -60,6 +60,9 @@ class CutStep(ABC):
         """The block's tensors with the units that its rows keep."""
         return self._cut(state, index)
 
+    def stored(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return tensors
+
     def outer(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The tensors outside the blocks, which follow what holds for all of the model."""
         return self._cut(state, None)

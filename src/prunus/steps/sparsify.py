@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from prunus.checkpoint import Checkpoint, OutputDirectory, open_checkpoint
+from prunus.checkpoint import Checkpoint, OutputDirectory, open_dense
 from prunus.machine_choice import choose_device, choose_dtype, parse_memory
 from prunus.models import StreamedModel
 from prunus.result import Run
@@ -62,7 +62,7 @@ def estimate(
 
 def _step(model: str | Path, trust_remote_code: bool, settings: dict[str, Any]) -> "SparsifyStep":
     checked = SparsifySettings.check(**settings)
-    return SparsifyStep(checked, open_checkpoint(model, trust_remote_code=trust_remote_code))
+    return SparsifyStep(checked, open_dense(model, trust_remote_code=trust_remote_code))
 
 
 def _another(checkpoint: Checkpoint, max_memory: int | None) -> SparsifyTo:
@@ -109,6 +109,9 @@ class SparsifyStep:
     def finished(self, index: int, state: dict[str, Tensor]) -> dict[str, Tensor]:
         return state
 
+    def stored(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return tensors
+
     def outer(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         return state
 
@@ -116,7 +119,7 @@ class SparsifyStep:
         return None
 
     def remarks(self, rows: list[dict[str, Any]]) -> list[str]:
-        return notes_of_unseen(self.method, rows)
+        return notes_of_unseen(self.method.needs, rows)
 
     def facts(self, rows: list[dict[str, Any]], num_zeros: int) -> dict[str, Any]:
         parameters = self.model.checkpoint.num_parameters

@@ -74,12 +74,12 @@ def _row(
     }
 
 
-def notes_of_unseen(method: Method, rows: list[dict[str, Any]]) -> list[str]:
+def notes_of_unseen(needs: Collection[str], rows: list[dict[str, Any]], treated: str = "pruned") -> list[str]:
     """What a user should hear afterwards of matrices that no token reached."""
     unseen = [row["name"] for row in rows if row["tokens"] == 0]
-    if not method.needs or not unseen:
+    if not needs or not unseen:
         return []
     return [
-        f"{len(unseen)} matrices, such as {unseen[0]}, met no calibration token and were pruned as if all their inputs "
-        "were alike; give more, or more varied, calibration text."
+        f"{len(unseen)} matrices, such as {unseen[0]}, met no calibration token and were {treated} as if all their "
+        "inputs were alike; give more, or more varied, calibration text."
     ]

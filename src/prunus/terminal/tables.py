@@ -14,6 +14,7 @@ from prunus.shrinking.expert_scores import EXPERT_SCORES
 from prunus.sparsity import METHODS
 from prunus.steps.estimate import Estimate
 from prunus.terminal.engines import show_exported
+from prunus.terminal.quantized import show_quantized
 from prunus.terminal.shapes import show_shrunk
 
 MB = 1e6
@@ -170,6 +171,7 @@ def show_steps(run: Run) -> None:
                 "sparsify": show_sparsified,
                 "shrink": show_shrunk,
                 "recover": show_recovered,
+                "quantize": show_quantized,
                 "export": show_exported,
             }[step["step"]]
             show(Run.open(Path(step["out"]), reused=step["reused"]))

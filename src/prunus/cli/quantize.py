@@ -1,0 +1,52 @@
+"""The verb `quantize` of the command line."""
+
+from typing import Annotated
+
+import typer
+
+from prunus.cli import options as opt
+
+
+def quantize(
+    model: opt.Model,
+    out: opt.Out,
+    scheme: Annotated[str, typer.Option(help="int8, w8a8, int4-g128, int4-g32 or fp8; see `prunus methods`.")],
+    method: Annotated[str, typer.Option(help="rtn (weights alone) or gptq (with calibration text).")] = "rtn",
+    joint: Annotated[bool, typer.Option("--joint", help="Choose zeros in the same sweep, by --pattern.")] = False,
+    pattern: Annotated[str | None, typer.Option(help="Of those zeros: 0.5 | 2:4 | any N:M | tiles.")] = None,
+    calibration: opt.Calibration = None,
+    samples: Annotated[int, typer.Option(help="Calibration sequences.")] = 128,
+    length: Annotated[int, typer.Option(help="Tokens per calibration sequence.")] = 2048,
+    seed: opt.Seed = 0,
+    dtype: opt.Dtype = "auto",
+    device: opt.Device = "auto",
+    max_memory: opt.Memory = None,
+    trust_remote_code: opt.Trust = False,
+) -> None:
+    """Write MODEL with quantized matrices, as compressed-tensors, which transformers and vLLM load. Zeros stay zeros.
+
+    Prune first, recover, then quantize. Interrupted, the same command goes on where it stopped.
+
+    Example: `prunus quantize out-pruned out-int4 --scheme int4-g32 --method gptq --calibration wiki.txt`
+    """
+    from prunus.steps.quantize import quantize as step
+    from prunus.terminal.quantized import show_quantized
+
+    run = step(
+        model,
+        out,
+        scheme=scheme,
+        method=method,
+        joint=joint,
+        pattern=pattern,
+        calibration=tuple(calibration or ()),
+        samples=samples,
+        length=length,
+        seed=seed,
+        dtype=dtype,
+        device=device,
+        max_memory=max_memory,
+        trust_remote_code=trust_remote_code,
+    )
+    show_quantized(run)
+    opt.emit(run.summary())

@@ -33,7 +33,7 @@ _SCHEMES = (
         rounds_inputs=False,
         searches=False,
         storage="pack-quantized",
-        loads_in="transformers, vLLM",
+        loads_in="transformers; not vLLM on a CPU",
         when="Half the bytes of bfloat16 at almost no cost in quality.",
     ),
     Scheme(

@@ -128,6 +128,12 @@ def test_transposed_matrices_are_refused_by_name(tmp_path):
         prunus.quantize(model, tmp_path / "out", scheme="int8")
 
 
+def test_experts_are_not_put_where_transformers_cannot_load_them(tmp_path):
+    model = save_tiny(TINY["mixtral"], tmp_path / "model")
+    with pytest.raises(UserError, match=r"'mixtral' has experts, which transformers cannot load in w8a8; take int8"):
+        prunus.quantize(model, tmp_path / "out", scheme="w8a8")
+
+
 def test_the_command_line(tiny_llama_dir, tmp_path, prunus):
     code, printed, errors = prunus("quantize", tiny_llama_dir, tmp_path / "out", "--scheme", "int8")
     assert code == 0

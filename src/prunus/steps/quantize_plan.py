@@ -25,7 +25,7 @@ class QuantizePlan:
 
 def make_quantize_plan(model: StreamedModel, scheme: Scheme, pattern: str | None) -> QuantizePlan:
     """Raises UserError for a model that the format cannot hold, or a matrix that scheme or pattern does not fit."""
-    _check_format(model)
+    _check_format(model, scheme)
     for block, linear in model.spec.matrices:
         _check_width(scheme, block, linear)
     resolved = None if pattern is None else METHODS["sparsegpt"].resolve(parse_pattern(pattern))
@@ -36,7 +36,7 @@ def make_quantize_plan(model: StreamedModel, scheme: Scheme, pattern: str | None
     return QuantizePlan(scheme, resolved, keys, _left_dense(model, keys), _num_bytes(model, scheme, keys))
 
 
-def _check_format(model: StreamedModel) -> None:
+def _check_format(model: StreamedModel, scheme: Scheme) -> None:
     if layer_fields(model.config) is not None:
         raise UserError(
             f"the layers of {model.checkpoint.path} differ: {OPENED_BY}, so no engine would read it quantized."
@@ -49,6 +49,11 @@ def _check_format(model: StreamedModel) -> None:
             raise UserError(
                 f"architecture {model.spec.family!r} {how} ({keys[0]}), which compressed-tensors cannot hold; "
                 "try a GGUF type: `prunus export MODEL OUT --to gguf:q8_0`."
+            )
+        if linear.expert is not None and scheme.storage == "int-quantized":
+            raise UserError(
+                f"architecture {model.spec.family!r} has experts, which transformers cannot load in {scheme.name}; "
+                "take int8 or fp8."
             )
 
 

@@ -24,7 +24,7 @@ LITTLE = {
     "recover": {"tokens": 64, "length": 64, "batch_tokens": 64, "held_out": 1},
     "evaluate": {"length": 64, "windows": 2},
     "bench": {"prompt_tokens": 8, "new_tokens": 4, "repetitions": 1},
-    "export": {},
+    "export": {"to": "gguf:f32"},  # so little training leaves a model that no 4-bit type can be proved on
     "report": {},
 }
 WIDE = {"kl": 1e9}  # so little calibration text costs too much for any envelope

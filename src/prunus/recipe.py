@@ -90,7 +90,17 @@ def parse_recipe(content: Any) -> Recipe:
     if not isinstance(steps, list) or not steps:
         raise UserError(f"steps={steps!r} is not a list of steps such as '- sparsify: {{pattern: \"2:4\"}}'.")
     parsed = tuple(_parse_step(entry, number) for number, entry in enumerate(steps, start=1))
+    _check_quantized_last(parsed)
     return Recipe(model, parsed, _parse_envelope(content, parsed))
+
+
+def _check_quantized_last(steps: tuple[Step, ...]) -> None:
+    making = [step.verb for step in steps if step.verb in MAKES_A_MODEL]
+    if "quantize" in making[:-1]:
+        after = making[making.index("quantize") + 1]
+        raise UserError(
+            f"the recipe has {after} after quantize: the full-precision weights are gone by then; put quantize last."
+        )
 
 
 def _parse_envelope(content: dict[str, Any], steps: tuple[Step, ...]) -> Envelope | None:

@@ -1,142 +1,278 @@
-"""`prunus.quantize` on tiny models: zeros, sizes, reading back, and what plain transformers makes of the directory."""
+"""`prunus quantize`: what it writes and records, what reads it back, and every mistake in one sentence."""
 
-import importlib.util
 import json
+import shutil
 
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
 
 import prunus
 from families import TINY, save_tiny
-from fresh_process import fresh_logits, run_fresh, streamed_logits
 from prunus.checkpoint import open_checkpoint
+from prunus.checkpoint import output as output_module
 from prunus.errors import UserError
-from prunus.models import open_model
-from prunus.quantizing import SCHEMES
+from prunus.models import open_model, whole
+from prunus.models.families import Family
+from prunus.quantizing import QUANTIZERS, SCHEMES, quantize_matrix
+from prunus.recipe import parse_recipe
+from prunus.settings_quantize import QuantizeSettings
+from prunus.sparsity import Statistics
+from prunus.steps.calibration_text import calibration_batch
 
-CALIBRATED = {"calibration": ["builtin"], "samples": 4, "length": 32}
-METHODS = {"rtn": {"method": "rtn"}, "gptq": {"method": "gptq", **CALIBRATED}}
-SMALL = [name for name, scheme in SCHEMES.items() if scheme.group in (None, 32)]  # that tiny widths bear
-PROVED = [("llama", scheme) for scheme in SMALL]
-PROVED += [("qwen2", "int8"), ("olmo2", "int8"), ("opt", "int8"), ("gemma3_text", "w8a8"), ("phi3", "fp8")]
-needs_extra = pytest.mark.skipif(
-    importlib.util.find_spec("compressed_tensors") is None, reason="needs the extra 'quantize' (compressed-tensors)"
-)
-DENSE_NEXT = """
-import json, sys, torch
-from transformers import AutoModelForCausalLM
-model = AutoModelForCausalLM.from_pretrained(sys.argv[2], dtype=torch.float32).eval()
-with torch.no_grad():
-    torch.save(model(torch.tensor(json.loads(sys.argv[1]))).logits, sys.argv[2] + ".logits")
-assert "prunus" not in sys.modules
-"""
+CALIBRATED = {"samples": 4, "length": 64, "dtype": "float32"}
 
 
-@pytest.fixture(scope="module")
-def pruned(tiny_llama_dir, tmp_path_factory):
-    out = tmp_path_factory.mktemp("pruned") / "model"
-    return prunus.sparsify(tiny_llama_dir, out, method="magnitude", pattern="0.5").path
+@pytest.fixture
+def int8(model, tmp_path):
+    return prunus.quantize(model, tmp_path / "int8", scheme="int8", dtype="float32").path
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("scheme", SMALL)
-def test_zeros_stay_and_sizes_are_those_on_disk(pruned, tmp_path, scheme, method):
-    run = prunus.quantize(pruned, tmp_path / "out", scheme=scheme, **METHODS[method])
-    step, before, after = run.last_step, open_checkpoint(pruned), open_checkpoint(run.path)
-    assert set(after.tensors) == set(before.tensors)
-    for row in step["matrices"]:
-        assert row["zeros_after"] >= row["zeros_before"] > 0
-        name = f"{row['name']}.weight"
-        found = after.read(name)
-        assert not found[before.read(name) == 0].any()
-        assert int((found == 0).sum()) == row["zeros_after"]
-    assert torch.equal(after.read("model.norm.weight"), before.read("model.norm.weight"))
-    on_disk = 0
-    for file in run.path.glob("*.safetensors"):
-        with safe_open(file, "pt") as opened:
-            tensors = [opened.get_tensor(name) for name in opened.keys()]  # noqa: SIM118 it is no dict
-        on_disk += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    assert step["bytes"]["after"] == on_disk == after.num_bytes
-    assert prunus.quantize(pruned, tmp_path / "out", scheme=scheme, **METHODS[method]).reused
-
-
-def test_joint_zeroes_as_many_as_the_pattern_says(tiny_llama_dir, tmp_path):
-    asked = {"scheme": "int8", "method": "gptq", "joint": True, **CALIBRATED}
-    run = prunus.quantize(tiny_llama_dir, tmp_path / "out", pattern="2:4", **asked)
-    checkpoint = open_checkpoint(run.path)
-    for row in run.last_step["matrices"]:
-        groups = checkpoint.read(f"{row['name']}.weight").reshape(-1, 4)
-        assert ((groups == 0).sum(1) >= 2).all()
-        assert row["sparsity"] >= 0.5
-
-
-@pytest.mark.parametrize("scheme", SMALL)
-def test_a_quantized_model_is_evaluated(tiny_llama_dir, tmp_path, scheme):
-    run = prunus.quantize(tiny_llama_dir, tmp_path / "out", scheme=scheme)
-    (result,) = prunus.evaluate(
-        run.path, text=["builtin"], length=32, windows=2, against=str(tiny_llama_dir), dtype="float32"
+def test_what_is_recorded(model, text, tmp_path):
+    pruned = prunus.sparsify(model, tmp_path / "half", method="magnitude", dtype="float32").path
+    run = prunus.quantize(
+        pruned, tmp_path / "out", scheme="int4-g32", method="gptq", calibration=(str(text),), **CALIBRATED
     )
-    assert 0 < result["against"]["kl"] < 0.5
+    step = run.last_step
+    assert [one["step"] for one in run.record["history"]] == ["sparsify", "quantize"]
+    assert (step["scheme"], step["method"]) == ("int4-g32", "gptq")
+    assert len(step["matrices"]) == 14
+    for row in step["matrices"]:
+        assert row["zeros_before"] == row["shape"][0] * row["shape"][1] // 2
+        assert row["zeros_before"] <= row["zeros_after"]
+        assert 0 < row["error"] < 0.1
+        assert row["tokens"] == 256
+        assert row["bytes_after"] < 0.2 * row["bytes_before"]
+    assert step["num_zeros"]["before"] == sum(row["zeros_before"] for row in step["matrices"])
+    assert step["peak_memory_bytes"] > 0
+    stored = open_checkpoint(run.path)
+    on_disk = sum(info.num_bytes for info in stored.parts.values())
+    assert step["bytes"] == {"before": open_checkpoint(pruned).num_bytes, "after": on_disk}
+    assert stored.num_bytes == on_disk
+    files = sum(file.stat().st_size for file in run.path.glob("*.safetensors"))
+    assert on_disk < files < on_disk + 4096 * len(stored.parts)
 
 
-@needs_extra
+def test_killed_it_goes_on_and_ends_in_the_same_bytes(model, text, tmp_path, monkeypatch):
+    settings = {"scheme": "int4-g32", "method": "gptq", "calibration": (str(text),), **CALIBRATED}
+    whole_run = prunus.quantize(model, tmp_path / "whole", **settings).path
+    save = output_module.OutputDirectory.save_progress
+
+    def killed(self, state):
+        save(self, state)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(output_module.OutputDirectory, "save_progress", killed)
+    with pytest.raises(KeyboardInterrupt):
+        prunus.quantize(model, tmp_path / "out", **settings)
+    assert not (tmp_path / "out").exists()
+    monkeypatch.undo()
+    resumed = prunus.quantize(model, tmp_path / "out", **settings).path
+    for file in whole_run.glob("*.safetensors*"):
+        assert file.read_bytes() == (resumed / file.name).read_bytes()
+    assert len(prunus.Run.open(resumed).last_step["matrices"]) == 14
+    assert prunus.quantize(model, tmp_path / "out", **settings).reused
+
+
+def inputs_of(directory, name, tokens_NT):
+    """What a matrix reads (T, I) in plain transformers."""
+    model, seen = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval(), []
+    model.get_submodule(name).register_forward_pre_hook(lambda _module, args: seen.append(args[0].flatten(0, 1)))
+    with torch.no_grad():
+        model(tokens_NT)
+    return torch.cat(seen)
+
+
+def test_later_matrices_see_the_quantized_earlier_ones(model, text, tmp_path):
+    settings = {"scheme": "int4-g32", "method": "gptq", "calibration": (str(text),), **CALIBRATED}
+    quantized = open_checkpoint(prunus.quantize(model, tmp_path / "out", **settings).path)
+    dense, name = open_checkpoint(model), "model.layers.1.self_attn.q_proj"
+    half = shutil.copytree(model, tmp_path / "half")
+    tensors = {key: (quantized if ".layers.0." in key else dense).read(key) for key in dense.tensors}
+    save_file(tensors, half / "model.safetensors", metadata={"format": "pt"})
+    tokens_NT = calibration_batch(open_model(model), QuantizeSettings.check(**settings)).tokens_NT
+    equal = {}
+    for directory in (half, model):
+        x_TI = inputs_of(directory, name, tokens_NT)
+        statistics = Statistics(len(x_TI), None, x_TI.T @ x_TI / len(x_TI))
+        weight_OI = dense.read(f"{name}.weight")
+        found = quantize_matrix(QUANTIZERS["gptq"], weight_OI, SCHEMES["int4-g32"], statistics).values_OI
+        equal[directory] = float(found.isclose(quantized.read(f"{name}.weight")).float().mean())
+    assert equal[half] > 0.99 > 0.9 > equal[model]
+
+
+def test_joint(model, text, tmp_path):
+    run = prunus.quantize(
+        model,
+        tmp_path / "out",
+        scheme="int4-g32",
+        method="gptq",
+        joint=True,
+        pattern="2:4",
+        calibration=(str(text),),
+        **CALIBRATED,
+    )
+    checkpoint = open_checkpoint(run.path)
+    weight = checkpoint.read("model.layers.1.mlp.down_proj.weight")
+    assert ((weight != 0).reshape(-1, 4).sum(1) <= 2).all()
+    assert run.last_step["sparsity"]["pruned_matrices"] >= 0.5
+
+
+def test_evaluate_and_profile_read_it(model, int8, text):
+    (result,) = prunus.evaluate(int8, text=(str(text),), length=64, windows=2, against=str(model), dtype="float32")
+    assert 0 < result["against"]["kl"] < 0.01
+    profile = prunus.profile(int8)
+    assert profile["bytes"] == open_checkpoint(int8).num_bytes < 0.6 * prunus.profile(model)["bytes"]
+    assert profile["parameters"] == prunus.profile(model)["parameters"]
+    assert len(prunus.Run.open(int8).record["evaluations"]) == 1
+
+
+def test_inputs_are_rounded_where_the_scheme_says_so(model, tmp_path, text):
+    """Weights of int8 and w8a8 are the same; what w8a8 computes is not."""
+    paths = {
+        name: prunus.quantize(model, tmp_path / name, scheme=name, dtype="float32").path for name in ("int8", "w8a8")
+    }
+    name = "model.layers.0.mlp.up_proj.weight"
+    weights = [open_checkpoint(path).read(name) for path in paths.values()]
+    assert torch.equal(*weights)
+    window = {"text": (str(text),), "length": 64, "windows": 2, "against": str(model), "dtype": "float32"}
+    kl = {name: prunus.evaluate(path, **window)[0]["against"]["kl"] for name, path in paths.items()}
+    assert kl["w8a8"] > 1.2 * kl["int8"]
+
+
+def test_prunus_load_and_bench(int8):
+    pytest.importorskip("compressed_tensors", reason="extra [quantize] is not installed")
+    loaded = prunus.load(int8, dtype="float32", device="cpu")
+    assert loaded(torch.tensor([[3, 4, 5]])).logits.isfinite().all()
+    result = prunus.bench(int8, prompt_tokens=4, new_tokens=2, repetitions=1, device="cpu")
+    assert result["model"]["decode_tokens_per_second"] > 0
+
+
+def test_without_the_extra_loading_names_it(int8, monkeypatch):
+    monkeypatch.setattr(whole, "is_compressed_tensors_available", lambda: False)
+    with pytest.raises(UserError, match=r"pip install 'prunus\[quantize\]'"):
+        prunus.load(int8)
+
+
 @pytest.mark.parametrize(
-    ("family", "scheme"),
-    PROVED,
-)
-def test_plain_transformers_computes_the_same(tmp_path, family, scheme):
-    model = save_tiny(TINY[family], tmp_path / "model")
-    if not all(SCHEMES[scheme].fits(linear.shape[1]) for _, linear in open_model(model).spec.matrices):
-        pytest.skip("the tiny model's widths are no multiples of the scheme's groups")
-    run = prunus.quantize(model, tmp_path / "out", scheme=scheme)
-    tokens_NT = torch.randint(3, 90, (2, 12), generator=torch.Generator().manual_seed(0))
-    run_fresh(DENSE_NEXT, json.dumps(tokens_NT.tolist()), run.path)
-    torch.testing.assert_close(fresh_logits(run.path), streamed_logits(run.path, tokens_NT), rtol=1e-3, atol=2e-3)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
+    ("settings", "sentence"),
     [
-        ({"scheme": "int3"}, "unknown scheme 'int3'; allowed are int8, w8a8"),
+        ({"scheme": "int3"}, "unknown scheme 'int3'; allowed are int8, w8a8, int4-g128, int4-g32, fp8"),
         ({"scheme": "gguf:q4_k_m"}, "make it with `prunus export MODEL OUT --to gguf:q4_k_m`"),
         ({"scheme": "int8", "method": "awq"}, "unknown method 'awq' of quantizing; allowed are rtn, gptq"),
-        ({"scheme": "int8", "method": "gptq"}, "looks at calibration text: give --calibration"),
-        ({"scheme": "int8", "calibration": ["builtin"]}, "looks at weights alone: leave --calibration out"),
+        ({"scheme": "int8", "method": "gptq"}, "looks at calibration text: give --calibration PATH"),
+        ({"scheme": "int8", "calibration": ("builtin",)}, "looks at weights alone: leave --calibration out"),
         ({"scheme": "int8", "joint": True}, "--joint and --pattern go together"),
-        ({"scheme": "int8", "joint": True, "pattern": "0.5"}, "'rtn' does not: add --method gptq"),
-        ({"scheme": "int4-g128"}, r"rows of \d+ weights, no multiple of the 128 .*schemes that fit: int8"),
+        ({"scheme": "int8", "pattern": "0.5"}, "--joint and --pattern go together"),
+        ({"scheme": "int8", "joint": True, "pattern": "0.5"}, "method 'rtn' does not: add --method gptq"),
+        ({"scheme": "int4-g128"}, "q_proj has rows of 64 weights, no multiple of the 128 that share a scale in "
+                                  "int4-g128; schemes that fit: int8, w8a8, int4-g32, fp8"),
     ],
+)  # fmt: skip
+def test_bad_settings(model, tmp_path, settings, sentence):
+    with pytest.raises(UserError) as error:
+        prunus.quantize(model, tmp_path / "out", **settings)
+    assert sentence in str(error.value)
+    assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m, out: prunus.sparsify(m, out, method="magnitude"),
+        lambda m, out: prunus.shrink(m, out, ffn=0.5, score="magnitude"),
+        lambda m, out: prunus.recover(m, out, data=("builtin",), loss=("ce",)),
+        lambda m, out: prunus.quantize(m, out, scheme="int8"),
+        lambda m, out: prunus.export(m, out, to="gguf:q8_0"),
+    ],
+    ids=["sparsify", "shrink", "recover", "quantize", "export"],
 )
-def test_bad_input_is_one_sentence(tiny_llama_dir, tmp_path, settings, message):
-    with pytest.raises(UserError, match=message):
-        prunus.quantize(tiny_llama_dir, tmp_path / "out", **settings)
-    assert not (tmp_path / "out").exists()
+def test_a_quantized_model_is_not_changed(int8, tmp_path, change):
+    with pytest.raises(UserError, match=r"is quantized \(int8\).*prune and recover the model it was made from"):
+        change(int8, tmp_path / "out")
 
 
-def test_a_quantized_model_is_not_pruned_again(tiny_llama_dir, tmp_path):
-    run = prunus.quantize(tiny_llama_dir, tmp_path / "out", scheme="int8")
-    for call in (prunus.sparsify, prunus.shrink, prunus.recover):
-        more = {prunus.shrink: {"ffn": 0.5}, prunus.recover: {"data": ["builtin"], "tokens": 64}}.get(call, {})
-        with pytest.raises(UserError, match=r"is quantized \(int8\), and its full-precision weights are gone"):
-            call(run.path, tmp_path / "again", **more)
+@pytest.mark.parametrize("spoil", ["quant_method", "format", "num_bits"])
+def test_other_formats_are_refused(int8, spoil):
+    file = int8 / "config.json"
+    config = json.loads(file.read_text())
+    part = config["quantization_config"]
+    (part["config_groups"]["group_0"]["weights"] if spoil == "num_bits" else part)[spoil] = 3
+    file.write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"already quantized .* neither reads nor prunes"):
+        open_checkpoint(int8)
 
 
-def test_transposed_matrices_are_refused_by_name(tmp_path):
-    model = save_tiny(TINY["gpt2"], tmp_path / "model")
-    with pytest.raises(UserError, match=r"'gpt2' stores matrices transposed .*which compressed-tensors cannot"):
-        prunus.quantize(model, tmp_path / "out", scheme="int8")
+def test_a_lost_part_is_named(int8):
+    index = int8 / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    file = int8 / content["weight_map"]["model.layers.0.mlp.up_proj.weight_scale"]
+    from safetensors.torch import load_file
+
+    tensors = load_file(file)
+    lost = "model.layers.0.mlp.up_proj.weight_packed"
+    del tensors[lost], content["weight_map"][lost]
+    save_file(tensors, file, metadata={"format": "pt"})
+    index.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"up_proj.weight_packed of .* is missing"):
+        open_checkpoint(int8)
 
 
-def test_experts_are_not_put_where_transformers_cannot_load_them(tmp_path):
-    model = save_tiny(TINY["mixtral"], tmp_path / "model")
-    with pytest.raises(UserError, match=r"'mixtral' has experts, which transformers cannot load in w8a8; take int8"):
-        prunus.quantize(model, tmp_path / "out", scheme="w8a8")
+def test_layers_that_differ_are_refused(model, tmp_path):
+    differing = prunus.shrink(
+        model, tmp_path / "cut", mlp=1, protect_first=0, calibration=("builtin",), samples=2, length=32
+    ).path
+    with pytest.raises(UserError, match="so no engine would read it quantized"):
+        prunus.quantize(differing, tmp_path / "out", scheme="int8")
 
 
-def test_the_command_line(tiny_llama_dir, tmp_path, prunus):
-    code, printed, errors = prunus("quantize", tiny_llama_dir, tmp_path / "out", "--scheme", "int8")
-    assert code == 0
+def test_nothing_comes_after_quantize_in_a_recipe():
+    steps = [{"quantize": {"scheme": "int8"}}, {"sparsify": {}}]
+    with pytest.raises(UserError, match="has sparsify after quantize"):
+        parse_recipe({"version": 1, "model": "m", "steps": steps})
+
+
+def test_a_recipe(model, tmp_path):
+    steps = [
+        {"sparsify": {"method": "magnitude", "pattern": "2:4"}},
+        {"quantize": {"scheme": "int4-g32"}},
+        {"evaluate": {"text": ["builtin"], "length": 64, "windows": 2, "against": "dense"}},
+    ]
+    run = prunus.run(parse_recipe({"version": 1, "model": str(model), "steps": steps}), tmp_path / "out")
+    assert [step["step"] for step in run.record["history"]] == ["sparsify", "quantize"]
+    assert run.record["evaluations"][0]["against"]["kl"] > 0
+
+
+def test_the_command_line(model, text, tmp_path, prunus):
+    out = tmp_path / "out"
+    options = ("--scheme", "int4-g32", "--method", "gptq", "--calibration", text, "--samples", 4, "--length", 64)
+    code, printed, errors = prunus("quantize", model, out, *options, "--dry-run")
+    expected = json.loads(printed.splitlines()[-1])
+    assert (code, expected["done"], out.exists()) == (0, False, False)
+    code, printed, errors = prunus("quantize", model, out, *options)
     told = json.loads(printed.splitlines()[-1])
-    assert (told["step"], told["scheme"], told["method"]) == ("quantize", "int8", "rtn")
+    assert (code, told["bytes"], told["scheme"]) == (0, expected["bytes"], "int4-g32")
     assert "MB of weights" in errors
+    assert "zeros before" in errors
+
+
+def test_methods_lists_schemes(prunus):
+    _, printed, errors = prunus("methods")
+    told = json.loads(printed.splitlines()[-1])
+    assert [row["scheme"] for row in told["schemes"]] == ["int8", "w8a8", "int4-g128", "int4-g32", "fp8"]
+    assert [row["method"] for row in told["quantization_methods"]] == ["rtn", "gptq"]
+    assert "int4-g128" in errors
+
+
+def test_bfloat16_weights_run_as_they_are_stored(tmp_path, tiny_tokenizer, text):
+    sizes = {**TINY["llama"].sizes, "vocab_size": len(tiny_tokenizer)}
+    dense = save_tiny(Family("llama", "llama", "", sizes), tmp_path / "dense", dtype=torch.bfloat16)
+    out = prunus.quantize(dense, tmp_path / "out", scheme="int8").path
+    checkpoint = open_checkpoint(out)
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert checkpoint.parts[name.removesuffix("weight") + "weight_scale"].dtype == torch.bfloat16
+    exact = checkpoint.read(name)
+    error = (exact - open_checkpoint(dense).read(name).float()).abs().amax()
+    scale = exact.abs().amax(1) / 127
+    assert error <= 0.52 * scale.max()

@@ -118,7 +118,7 @@ def shape_of(name: str, scheme: Scheme, shapes: dict[str, tuple[int, ...]], read
 
 
 def decoded(name: str, shape: tuple[int, ...], scheme: Scheme, read: Read) -> Tensor:
-    """The matrix behind `name`, as every reader of the format computes it, in the dtype of its scales."""
+    """The matrix behind `name`, in fp32: whoever runs it in another dtype rounds it to that, as transformers does."""
     base = name.removesuffix(WEIGHT)
     codes_OI = unpack(read(base + PACKED), scheme.bits, shape[1]) if scheme.packs else read(name)
     return scheme.dequantized(codes_OI, read(base + SCALE))

@@ -182,7 +182,7 @@ def _whole_matrices(tensors: dict[str, TensorInfo], scheme: Scheme) -> dict[str,
             raise UserError(f"tensor {lost[0]} of {name} is missing from {tensors[parts[1]].file}; download it again.")
         shape = shape_of(name, scheme, shapes, lambda part: _read(tensors[part].file, part))
         stored = sum(found.pop(part).num_bytes for part in parts)
-        found[name] = TensorInfo(tensors[parts[0]].file, shape, tensors[parts[1]].dtype, stored)
+        found[name] = TensorInfo(tensors[parts[0]].file, shape, torch.float32, stored)
     return found
 
 

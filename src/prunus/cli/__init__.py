@@ -201,13 +201,14 @@ def demo(
 @app.command()
 def methods() -> None:
     """List the pruning methods, scores and schemes: paper, needs, cost, when to use. Example: `prunus methods`."""
-    from prunus.terminal.quantized import scheme_rows, show_schemes
+    from prunus.terminal.quantized import quantizer_rows, scheme_rows, show_schemes
     from prunus.terminal.tables import method_rows, score_rows, show_methods, show_scores
 
     show_methods()
     show_scores()
     show_schemes()
-    opt.emit({"methods": method_rows(), "scores": score_rows(), "schemes": scheme_rows()})
+    quantization = {"schemes": scheme_rows(), "quantization_methods": quantizer_rows()}
+    opt.emit({"methods": method_rows(), "scores": score_rows(), **quantization})
 
 
 @app.command()

@@ -1,6 +1,6 @@
 """The verb `quantize` of the command line."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -21,6 +21,7 @@ def quantize(
     dtype: opt.Dtype = "auto",
     device: opt.Device = "auto",
     max_memory: opt.Memory = None,
+    dry_run: opt.DryRun = False,
     trust_remote_code: opt.Trust = False,
 ) -> None:
     """Write MODEL with quantized matrices, as compressed-tensors, which transformers and vLLM load. Zeros stay zeros.
@@ -30,23 +31,28 @@ def quantize(
     Example: `prunus quantize out-pruned out-int4 --scheme int4-g32 --method gptq --calibration wiki.txt`
     """
     from prunus.steps.quantize import quantize as step
-    from prunus.terminal.quantized import show_quantized
+    from prunus.steps.quantize_dry_run import dry_run as rehearse
+    from prunus.terminal.quantized import show_estimate, show_quantized
 
-    run = step(
-        model,
-        out,
-        scheme=scheme,
-        method=method,
-        joint=joint,
-        pattern=pattern,
-        calibration=tuple(calibration or ()),
-        samples=samples,
-        length=length,
-        seed=seed,
-        dtype=dtype,
-        device=device,
-        max_memory=max_memory,
-        trust_remote_code=trust_remote_code,
-    )
-    show_quantized(run)
-    opt.emit(run.summary())
+    settings: dict[str, Any] = {
+        "scheme": scheme,
+        "method": method,
+        "joint": joint,
+        "pattern": pattern,
+        "calibration": tuple(calibration or ()),
+        "samples": samples,
+        "length": length,
+        "seed": seed,
+        "dtype": dtype,
+        "device": device,
+        "max_memory": max_memory,
+        "trust_remote_code": trust_remote_code,
+    }
+    if dry_run:
+        expected = rehearse(model, out, **settings)
+        show_estimate(expected)
+        opt.emit(expected)
+    else:
+        run = step(model, out, **settings)
+        show_quantized(run)
+        opt.emit(run.summary())

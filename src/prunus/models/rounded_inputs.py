@@ -1,7 +1,8 @@
 """Inputs of quantized matrices rounded token by token, as an engine that multiplies in 8 bits does.
 
 It is what compressed-tensors does when transformers runs such a model: the scale of a token is its largest value over
-half the grid's range. Banks of experts are left alone there, and here.
+half the grid's range. Banks of experts are left alone there, and here. One difference: inputs without a batch dimension
+(OPT flattens them) get one scale for all tokens there (compressed-tensors 0.20), and one for each here.
 
 Shapes: T = tokens, I = in_features.
 """

@@ -61,8 +61,8 @@ class Scheme:
         return codes_of(values_OI, self.spread(scale_OG, values_OI.shape[1]), self.grid)
 
     def dequantized(self, codes_OI: Tensor, scale_OG: Tensor) -> Tensor:
-        """The inverse: what every reader of the format computes."""
-        return codes_OI.to(scale_OG.dtype) * self.spread(scale_OG, codes_OI.shape[1])
+        """The inverse, exact, in fp32: rounded to the dtype of the scales it is what `quantized` returned."""
+        return codes_OI.float() * self.spread(scale_OG.float(), codes_OI.shape[1])
 
     def spread(self, scale_OG: Tensor, width: int) -> Tensor:
         """The scale of every weight (O, I)."""

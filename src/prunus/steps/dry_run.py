@@ -15,7 +15,7 @@ from prunus.checkpoint import Checkpoint, OutputDirectory, open_dense
 from prunus.checkpoint.output import check_place
 from prunus.errors import UserError
 from prunus.models import StreamedModel
-from prunus.settings import SparsifySettings
+from prunus.settings import Settings, SparsifySettings
 from prunus.sparsity import METHODS, parse_pattern
 from prunus.steps.calibration_text import check_text
 from prunus.steps.estimate import Estimate
@@ -53,7 +53,7 @@ def dry_run(
         disk_bytes = expected.disk_bytes + checkpoint.num_bytes
         expected = replace(expected, seconds=2 * expected.seconds, disk_bytes=disk_bytes)
         remarks.append(TWICE.format(checked.allocation))
-    if _is_done(place, checkpoint, checked, expected.disk_bytes):
+    if is_done(place, checkpoint, checked, checkpoint.num_bytes + expected.disk_bytes):
         return expected, [*remarks, DONE.format(place)]
     allocated = checked.allocation != "uniform"
     if METHODS[checked.method].needs or allocated:
@@ -67,11 +67,11 @@ def _notices(expected: Estimate) -> list[str]:
     return notices(parse_pattern(pattern) for pattern in wanted)
 
 
-def _is_done(place: Path, checkpoint: Checkpoint, settings: SparsifySettings, disk_bytes: int) -> bool:
-    """Whether OUT is there already. Raises UserError when it is something else or cannot be written."""
+def is_done(place: Path, checkpoint: Checkpoint, settings: Settings, num_bytes: int) -> bool:
+    """Whether OUT is there already. Raises UserError when it is something else or `num_bytes` cannot be written."""
     partial = place.with_name(place.name + ".partial")
     if not place.exists() and not partial.exists():
-        _check_writable(place, checkpoint.num_bytes + disk_bytes)
+        _check_writable(place, num_bytes)
         return False
     output = OutputDirectory(place, checkpoint, identity(settings))  # reads every byte of the weights
     if output.is_done:

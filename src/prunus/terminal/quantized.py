@@ -4,7 +4,7 @@ from typing import Any
 
 from rich.table import Table
 
-from prunus.progress import console
+from prunus.progress import console, say
 from prunus.quantizing import QUANTIZERS, SCHEMES
 from prunus.result import Run
 
@@ -14,6 +14,14 @@ def scheme_rows() -> list[dict[str, Any]]:
     return [
         {"scheme": s.name, "what": s.title, "format": s.storage, "loads in": s.loads_in, "when": s.when}
         for s in SCHEMES.values()
+    ]
+
+
+def quantizer_rows() -> list[dict[str, Any]]:
+    """The table of methods, ready for JSON."""
+    return [
+        {"method": one.name, "paper": one.paper, "needs": list(one.needs), "cost": one.cost, "when": one.when}
+        for one in QUANTIZERS.values()
     ]
 
 
@@ -42,11 +50,35 @@ def show_quantized(run: Run) -> None:
         cells = (f"{zeros:.2%}", f"{sum(errors) / len(errors):.2g}", f"{max(errors):.2g}")
         table.add_row(projection, step["scheme"], str(len(found)), *cells)
     console.print(table)
-    size, zeros = step["bytes"], step["num_zeros"]
+    zeros = step["num_zeros"]
     console.print(
-        f"{'already done: ' if run.reused else ''}{size['before'] / 1e6:,.1f} -> {size['after'] / 1e6:,.1f} MB of "
-        f"weights ({size['after'] / size['before']:.2f}); {zeros['before']:,} zeros before, {zeros['after']:,} after; "
-        f"{step['seconds']:.0f} s, peak {step['peak_memory_bytes'] / 2**30:.2f} GiB.",
+        f"{'already done: ' if run.reused else ''}{_sizes(step['bytes'])}; {zeros['before']:,} zeros before, "
+        f"{zeros['after']:,} after; {step['seconds']:.0f} s, peak {step['peak_memory_bytes'] / 2**30:.2f} GiB.",
         markup=False,
         soft_wrap=True,
     )
+
+
+def _sizes(size: dict[str, int]) -> str:
+    before, after = size["before"], size["after"]
+    return f"{before / 1e6:,.1f} -> {after / 1e6:,.1f} MB of weights ({after / before:.2f})"
+
+
+def show_estimate(expected: dict[str, Any]) -> None:
+    """What a dry run found."""
+    table = Table(title="Dry run: nothing was touched", title_justify="left")
+    for column in ("projection", "shape", "matrices"):
+        table.add_column(column)
+    for row in expected["by_projection"]:
+        table.add_row(row["projection"], "x".join(map(str, row["shape"])), str(row["matrices"]))
+    console.print(table)
+    console.print(
+        f"{expected['scheme']} by {expected['method']}: {_sizes(expected['bytes'])}; about "
+        f"{expected['memory_bytes'] / 2**30:.1f} GiB of memory, "
+        f"{expected['sequences_in_memory']} of {expected['sequences']} sequences waiting there between stages, the "
+        "others on disk.",
+        markup=False,
+        soft_wrap=True,
+    )
+    if expected["done"]:
+        say(["OUT already is the result of these settings: the run would return at once."])

@@ -276,3 +276,13 @@ def test_bfloat16_weights_run_as_they_are_stored(tmp_path, tiny_tokenizer, text)
     error = (exact - open_checkpoint(dense).read(name).float()).abs().amax()
     scale = exact.abs().amax(1) / 127
     assert error <= 0.52 * scale.max()
+
+
+def test_the_report_tells_of_it(model, tmp_path):
+    pruned = prunus.sparsify(model, tmp_path / "half", method="magnitude", dtype="float32").path
+    run = prunus.quantize(pruned, tmp_path / "out", scheme="int4-g32", dtype="float32")
+    page = prunus.report([run.path]).read_text()
+    assert "magnitude + int4-g32" in page
+    assert "362 kB dense, 114 kB now, on disk." in page
+    assert "Relative squared change of each matrix&#39;s weights" in page
+    assert "does not know the method" not in page

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
+from prunus.quantizing import QUANTIZERS
 from prunus.reporting.record import Run
 from prunus.sparsity import METHODS
 
@@ -65,7 +66,7 @@ def _by_error(run: Run) -> dict[str, list[dict[str, Any]]]:
 
 
 def _error_of(method: str | None) -> str:
-    known = METHODS.get(method or "")
+    known = METHODS.get(method or "") or QUANTIZERS.get(method or "")
     return error_in_words(known.needs if known else None)
 
 

@@ -112,15 +112,22 @@ class Run:
 
     def setting(self, name: str) -> Any:
         """A setting of the last step that pruned and has it, or None."""
-        pruned = [(step.get("settings") or {}).get(name) for step in self.history if step.get("step") != "recover"]
+        steps = (step for step in self.history if step.get("step") not in ("recover", "quantize"))
+        pruned = [(step.get("settings") or {}).get(name) for step in steps]
         return next((value for value in reversed(pruned) if value is not None), None)
 
     @property
+    def quantized(self) -> dict[str, Any]:
+        """The last step, if that quantized the model; else empty."""
+        return self.history[-1] if self.history and self.history[-1].get("step") == "quantize" else {}
+
+    @property
     def method(self) -> str | None:
-        """How the model was pruned, and whether it was trained since."""
-        name = self.setting("method")
-        trained = bool(self.history) and self.history[-1].get("step") == "recover"
-        return f"{name or 'pruned'} + recovery" if trained else name
+        """How the model was pruned, whether it was trained since, and how it was quantized."""
+        name, before = self.setting("method"), [step for step in self.history if step.get("step") != "quantize"]
+        trained = bool(before) and before[-1].get("step") == "recover"
+        made = f"{name or 'pruned'} + recovery" if trained else name
+        return " + ".join(part for part in (made, self.quantized.get("scheme")) if part) or None
 
     def _after_last_step(self, part: str, field: str) -> Any:
         values = [(step.get(part) or {}).get(field) for step in self.history]

@@ -148,13 +148,16 @@ def benchmark(record: dict[str, Any]) -> Rows:
 
 
 def matrices(run: Run) -> Rows:
-    """Every pruned matrix: name, method, shape, pattern, requested and achieved sparsity, error, time, notes."""
+    """Every pruned matrix: name, method, shape, pattern, requested and achieved sparsity, error, time, notes.
+
+    Of a quantized one, the scheme stands for the pattern.
+    """
     return [
         [
             str(one["name"]),
             text.plain(one["method"]),
             " \N{MULTIPLICATION SIGN} ".join(str(side) for side in one.get("shape") or []),
-            text.plain(one.get("pattern")),
+            text.plain(one.get("pattern") or one.get("scheme")),
             text.fixed(one.get("sparsity_requested"), 4),
             text.fixed(one.get("sparsity"), 4),
             text.number(one.get("error")),

@@ -62,7 +62,9 @@ def _cut(run: Run) -> Card:
 
 
 def _smaller(run: Run) -> Card:
-    model, dense = _last(run, "model").get("bytes_on_disk"), _last(run, "dense").get("bytes_on_disk")
+    sizes = run.quantized.get("bytes") or {}
+    model = _last(run, "model").get("bytes_on_disk") or sizes.get("after")
+    dense = _last(run, "dense").get("bytes_on_disk") or sizes.get("before")
     if not model or not dense:
         return Card("Smaller by", text.ABSENT)
     meaning = f"{text.size(dense)} dense, {text.size(model)} now, on disk."

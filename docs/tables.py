@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from prunus.models.families import FAMILIES
+from prunus.quantizing import SCHEMES
 from prunus.shrinking import LAYER_SCORES, WIDTH_SCORES
 from prunus.shrinking.expert_scores import EXPERT_SCORES
 from prunus.sparsity import METHODS, NM, Tile, Unstructured, parse_pattern
@@ -140,6 +141,32 @@ def speeds() -> str:
     return _table(columns, cells)
 
 
+def schemes() -> str:
+    """One line per scheme of quantization, with its bits in a matrix of 4096 x 4096 with 16-bit scales."""
+    rows = (
+        (f"`{name}`", s.title, f"{s.num_bytes((4096, 4096), 2) * 8 / 4096**2:.2f}", s.storage, s.loads_in, s.when)
+        for name, s in SCHEMES.items()
+    )
+    return _table(("scheme", "what", "bits a weight", "format", "loads in", "when to use"), rows)
+
+
+def quantized() -> str:
+    """What schemes, methods and orders cost; from what `benchmarks/quantized.py` measured."""
+    rows = [row for row in _measured("quantized") if "refused" not in row]
+    cells = (
+        (
+            row["row"],
+            _short(row["perplexity"]),
+            f"{row['kl']:.4f}",
+            f"{row['bytes'] / 1e6:.1f}",
+            f"{row['sparsity']:.1%}",
+            ", ".join(f"{seconds:.0f}" for seconds in row["seconds"]),
+        )
+        for row in rows
+    )
+    return _table(("row", "perplexity", "KL", "MB", "zeros in the matrices", "seconds of each step"), cells)
+
+
 def _conditions() -> str:
     """Of all rows that `benchmarks/smaller.py` measured."""
     rows = _measured("smaller")
@@ -230,6 +257,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "recoveries": recoveries,
     "rounds": rounds,
     "speeds": speeds,
+    "schemes": schemes,
+    "quantized": quantized,
     "families": families,
     "files": files,
 }

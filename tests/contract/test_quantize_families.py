@@ -14,6 +14,7 @@ from prunus.checkpoint import open_checkpoint
 from prunus.errors import UserError
 from prunus.models import open_model
 from prunus.models.families import Family
+from prunus.steps.profile import describe
 from prunus.steps.quantize import quantize
 from prunus.steps.sparsify import sparsify
 
@@ -92,6 +93,12 @@ def test_routers_are_named_as_left_dense(quantized, family):
     routers = [name for name in ignored if name.endswith("gate")]
     assert len(routers) == 3 - (family == "qwen3_moe")
     assert "lm_head" in ignored
+
+
+@pytest.mark.parametrize("family", EXPERTS)
+def test_a_profile_counts_experts_as_they_are_stored(quantized, family):
+    dense, small = (describe(open_model(quantized / name)) for name in (family, f"{family}-int8"))
+    assert 0 < small["decode_bytes_per_token"] < 0.6 * dense["decode_bytes_per_token"]
 
 
 @pytest.mark.parametrize("family", EXPERTS)

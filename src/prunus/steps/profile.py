@@ -149,9 +149,9 @@ def _active_share(model: StreamedModel) -> float:
 
 
 def _sleeping_expert_bytes(model: StreamedModel) -> int:
-    itemsize = max(info.dtype.itemsize for info in model.checkpoint.tensors.values())
-    experts = sum(linear.shape[0] * linear.shape[1] for _, linear in model.spec.matrices if linear.expert is not None)
-    return int(experts * itemsize * (1 - _active_share(model)))
+    banks = {block.full_parameter(linear) for block, linear in model.spec.matrices if linear.expert is not None}
+    stored = sum(model.checkpoint.tensors[key].num_bytes for key in model.names.keys_of(banks))
+    return int(stored * (1 - _active_share(model)))
 
 
 def _flops_per_token(model: StreamedModel) -> int:

@@ -63,9 +63,9 @@ def choices(tmp_path):
 
 
 def test_figures_are_those_of_transformers(exported, tiny_llama_dir, choices):
-    asked = {"text": ["builtin"], "length": 32, "windows": 3, "choices": str(choices)}
+    asked = {"text": ["builtin"], "length": 32, "windows": 3, "choices": str(choices), "dtype": "float32"}
     text, chosen = prunus.evaluate(exported, against=str(tiny_llama_dir), **asked)
-    expected, expected_choices = prunus.evaluate(tiny_llama_dir, dtype="float32", **asked)
+    expected, expected_choices = prunus.evaluate(tiny_llama_dir, **asked)
     assert text["perplexity"] == pytest.approx(expected["perplexity"], rel=1e-5)
     assert text["against"]["kl"] == pytest.approx(0, abs=1e-5)
     assert chosen["acc_norm"] == expected_choices["acc_norm"]

@@ -130,7 +130,6 @@ def check_recipe(recipe: Recipe, out: Path, trust_remote_code: bool) -> None:
     """Check recipe x model before weights are read. Raises UserError naming the step."""
     if not any(step.verb in MAKES_A_MODEL for step in recipe.steps):
         raise UserError(f"the recipe makes no model; add a step such as {' or '.join(sorted(MAKES_A_MODEL))}.")
-    _check_export_is_last(recipe)
     checkpoint = open_dense(recipe.model, trust_remote_code=trust_remote_code)
     check_place(out.expanduser().absolute(), checkpoint.path)
     spec, config = StreamedModel(checkpoint, dtype=torch.float32).spec, checkpoint.config
@@ -150,14 +149,6 @@ def check_recipe(recipe: Recipe, out: Path, trust_remote_code: bool) -> None:
         texts = [text for key in ("calibration", "data", "text") for text in getattr(step.settings, key, ())]
         for text in texts:
             check_exists(parse_source(text))
-
-
-def _check_export_is_last(recipe: Recipe) -> None:
-    """What an engine loads is no model directory any more: it can be benched and reported."""
-    verbs = [step.verb for step in recipe.steps]
-    after = verbs[verbs.index("export") + 1 :] if "export" in verbs else []
-    if unfit := [verb for verb in after if verb in MAKES_A_MODEL or verb == "evaluate"]:
-        raise UserError(f"step {unfit[0]!r} comes after export; put it before: an export is only benched and reported.")
 
 
 def _targets(recipe: Recipe, out: Path) -> Iterator[Path]:

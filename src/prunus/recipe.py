@@ -13,6 +13,7 @@ envelope: {kl: 0.3, perplexity: 1.15x}    # optional: stop at the first evaluati
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,10 @@ STEPS: dict[str, type[Settings]] = {
 }
 MAKES_A_MODEL = {"sparsify", "shrink", "recover", "quantize", "export"}
 KEYS = {"version", "model", "steps", "envelope"}
+ENDS = {
+    "quantize": "the full-precision weights are gone by then",
+    "export": "what an engine loads is no model directory any more",
+}
 VERSION = 1
 
 
@@ -90,17 +95,21 @@ def parse_recipe(content: Any) -> Recipe:
     if not isinstance(steps, list) or not steps:
         raise UserError(f"steps={steps!r} is not a list of steps such as '- sparsify: {{pattern: \"2:4\"}}'.")
     parsed = tuple(_parse_step(entry, number) for number, entry in enumerate(steps, start=1))
-    _check_quantized_last(parsed)
+    _check_order(parsed)
     return Recipe(model, parsed, _parse_envelope(content, parsed))
 
 
-def _check_quantized_last(steps: tuple[Step, ...]) -> None:
+def _check_order(steps: tuple[Step, ...]) -> None:
+    """What must come last, and what an engine cannot be asked."""
     making = [step.verb for step in steps if step.verb in MAKES_A_MODEL]
-    if "quantize" in making[:-1]:
-        after = making[making.index("quantize") + 1]
-        raise UserError(
-            f"the recipe has {after} after quantize: the full-precision weights are gone by then; put quantize last."
-        )
+    for earlier, later in pairwise(making):
+        if earlier in ENDS:
+            raise UserError(f"the recipe has {later} after {earlier}: {ENDS[earlier]}; put {earlier} last.")
+    exported = False
+    for step in steps:
+        exported = exported or step.verb == "export"
+        if exported and isinstance(step.settings, EvaluateSettings) and (step.settings.prompts or step.settings.tasks):
+            raise UserError("the recipe has prompts or tasks after export; they run in transformers: put them before.")
 
 
 def _parse_envelope(content: dict[str, Any], steps: tuple[Step, ...]) -> Envelope | None:

@@ -1,14 +1,12 @@
 """Bench of what `prunus export` made, in its own engine: with a program that plays llama.cpp."""
 
 import json
-import sys
 
 import pytest
 
 import prunus
-from fake_engine import write_script
+from fake_engine import fake_install, write_script
 from prunus.engines import llama_cpp
-from prunus.engines.environment import home_of
 from prunus.errors import UserError
 from prunus.exporting.exported import find_exported
 
@@ -36,10 +34,7 @@ SIZES = {"prompt_tokens": 8, "new_tokens": 4, "repetitions": 5}
 def exported(tmp_path, monkeypatch):
     """Writes directories as an export of a model of so many seconds a token leaves them."""
     monkeypatch.setenv("PRUNUS_CACHE", str(tmp_path / "cache"))
-    home = home_of(llama_cpp.LLAMA_CPP)
-    (home / "bin").mkdir(parents=True)
-    (home / "bin" / "python").symlink_to(sys.executable)
-    (home / "ready").write_text(json.dumps({"versions": {}, "facts": {"architectures": ["LlamaForCausalLM"]}}))
+    fake_install(llama_cpp.LLAMA_CPP)
     monkeypatch.setattr(llama_cpp, "WORKER", write_script(tmp_path, WORKER))
 
     def make(name, seconds, engine="llama.cpp"):

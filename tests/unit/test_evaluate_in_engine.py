@@ -1,14 +1,12 @@
 """Evaluation of what `prunus export` made, by an engine: here a worker that is transformers in disguise."""
 
 import json
-import sys
 
 import pytest
 
 import prunus
-from fake_engine import write_script
+from fake_engine import fake_install, write_script
 from prunus.engines import llama_cpp
-from prunus.engines.environment import home_of
 from prunus.errors import UserError
 
 WORKER = """
@@ -19,6 +17,7 @@ for line in sys.stdin:
     r = json.loads(line)
     answer = {}
     if r["do"] == "load":
+        assert "model" not in globals(), "a second load reads the file again"
         context = r["context"]
         model = AutoModelForCausalLM.from_pretrained(r["path"], dtype=torch.float32)
     if r["do"] == "score":
@@ -36,10 +35,7 @@ for line in sys.stdin:
 def exported(tiny_llama_dir, tmp_path, monkeypatch):
     """A directory as an export of the tiny model leaves it, whose "file" is that model."""
     monkeypatch.setenv("PRUNUS_CACHE", str(tmp_path / "cache"))
-    home = home_of(llama_cpp.LLAMA_CPP)
-    (home / "bin").mkdir(parents=True)
-    (home / "bin" / "python").symlink_to(sys.executable)
-    (home / "ready").write_text(json.dumps({"versions": {}, "facts": {}}))
+    fake_install(llama_cpp.LLAMA_CPP)
     monkeypatch.setattr(llama_cpp, "WORKER", write_script(tmp_path, WORKER))
     folder = tmp_path / "out"
     folder.mkdir()

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -10,9 +9,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import prunus
-from fake_engine import write_script
+from fake_engine import fake_install, say_ready, write_script
 from prunus.engines import llama_cpp
-from prunus.engines.environment import home_of
 from prunus.errors import EngineError, UserError
 from prunus.exporting import GGUF_TYPES, parse_target
 from prunus.exporting.widths import check_widths
@@ -42,9 +40,7 @@ for line in sys.stdin:
 def engine(tmp_path, monkeypatch, tiny_tokenizer):
     """An installed engine that is a fake; returns a function that gives it other programs or other facts."""
     monkeypatch.setenv("PRUNUS_CACHE", str(tmp_path / "cache"))
-    home = home_of(llama_cpp.LLAMA_CPP)
-    (home / "bin").mkdir(parents=True)
-    (home / "bin" / "python").symlink_to(sys.executable)
+    home = fake_install(llama_cpp.LLAMA_CPP)
 
     def become(*, worker=WORKER, converter=CONVERTER, architectures=("LlamaForCausalLM",)):
         for name, text in (("worker", worker), ("converter", converter)):
@@ -53,7 +49,7 @@ def engine(tmp_path, monkeypatch, tiny_tokenizer):
         from prunus.exporting.tokenization import SAMPLE
 
         (tmp_path / "worker" / "script.py.tokens").write_text(json.dumps([tiny_tokenizer(SAMPLE)["input_ids"]]))
-        (home / "ready").write_text(json.dumps({"versions": {}, "facts": {"architectures": list(architectures)}}))
+        say_ready(home, architectures=list(architectures))
 
     become()
     return become

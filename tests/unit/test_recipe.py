@@ -86,3 +86,24 @@ def test_a_recipe_holds_what_was_written():
         "pattern": "2:4",
         "protect": ("*.o_proj",),
     }
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        (
+            [{"export": {}}, {"shrink": {"ffn": 0.5}}],
+            "has shrink after export: what an engine loads",
+        ),
+        ([{"quantize": {"scheme": "int8"}}, {"export": {}}], "has export after quantize: the full-precision weights"),
+        ([{"export": {}}, {"evaluate": {"prompts": ["A vine"], "against": "dense"}}], "prompts or tasks after export"),
+    ],
+)
+def test_what_ends_a_recipe_comes_last(steps, message):
+    with pytest.raises(UserError, match=message):
+        parse_recipe({"version": 1, "model": "org/model", "steps": steps})
+
+
+def test_text_is_evaluated_after_an_export():
+    steps = [{"export": {}}, {"evaluate": {"text": ["builtin"], "against": "dense"}}, {"bench": {"against": "dense"}}]
+    assert len(parse_recipe({"version": 1, "model": "org/model", "steps": steps}).steps) == 3

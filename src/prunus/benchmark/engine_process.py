@@ -7,7 +7,7 @@ import torch
 
 from prunus.benchmark.paired import Times, check_counts, check_length, compare
 from prunus.engines import Installed, require
-from prunus.engines.worker import Worker, bytes_of, patience
+from prunus.engines.worker import Worker, bytes_of
 from prunus.exporting.exported import Exported
 from prunus.progress import progress
 
@@ -26,13 +26,13 @@ class EngineRunner:
     def generate(self, prompt: list[int], new_tokens: int) -> Times:
         """Exactly `new_tokens` greedy tokens after the prompt; EngineError when the engine hangs or dies."""
         request = {"do": "generate", "prompt": prompt, "new_tokens": new_tokens}
-        told = self.worker.ask(request, timeout=patience(self.size * (1 + new_tokens // 100)))
+        told = self.worker.ask(request, timeout=self.worker.patience(self.size * (1 + new_tokens // 100)))
         return Times(told["prefill"], told["first_token"], told["steps"])
 
     def sizes(self) -> dict[str, Any]:
         """Of what the engine has loaded, and of its process."""
         known = {name: self.exported.step[name] for name in ("parameters", "decode_bytes_per_token")}
-        peak = self.worker.ask({"do": "memory"}, timeout=Worker.start)
+        peak = self.worker.ask({"do": "memory"}, timeout=self.worker.start)
         return {"path": str(self.exported.directory), "bytes_on_disk": self.size, **known, **peak}
 
 
@@ -65,8 +65,7 @@ def _load(
     runners = {}
     with progress("Loading", len(exports)) as advance:
         for role, one in exports.items():
-            assert one.engine.worker is not None
-            worker = stack.enter_context(one.engine.worker(installed))
+            worker = stack.enter_context(one.engine.started(installed))
             runners[role] = EngineRunner(worker, one, context, threads)
             advance(1)
     return runners
@@ -75,7 +74,7 @@ def _load(
 def _conditions(model: Exported, installed: Installed, threads: int) -> dict[str, Any]:
     return {
         "engine": model.engine.name,
-        "engine_version": ", ".join(f"{name} {number}" for name, number in list(installed.versions.items())[-2:]),
+        "engine_version": installed.told,
         "dtype": model.step["type"],
         "device": "cpu",
         "threads": threads,

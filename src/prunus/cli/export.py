@@ -6,17 +6,18 @@ import typer
 
 from prunus.cli import options as opt
 
+To = Annotated[str, typer.Option(help="gguf:TYPE (f16, q8_0, q6_k, q4_k_m, ...) or vllm:TYPE (bf16, f16, f32).")]
 Timeout = Annotated[float | None, typer.Option(help="Seconds for each thing asked of the engine. Default: by size.")]
 
 
 def export(
     model: opt.Model,
     out: opt.Out,
-    to: Annotated[str, typer.Option(help="gguf or gguf:TYPE: f16, bf16, f32, q8_0, q6_k, q4_k_m, q4_0, ...")] = "gguf",
+    to: To = "gguf",
     timeout: Timeout = None,
     trust_remote_code: opt.Trust = False,
 ) -> None:
-    """Write MODEL as the file of an engine, proved by that engine: it has loaded it and computes the same.
+    """Write MODEL as an engine loads it, proved by that engine: it has loaded it and computes the same.
 
     Example: `prunus export out-shrunk out-gguf --to gguf:q4_k_m`
     """

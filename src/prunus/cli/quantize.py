@@ -24,7 +24,7 @@ def quantize(
     dry_run: opt.DryRun = False,
     trust_remote_code: opt.Trust = False,
 ) -> None:
-    """Write MODEL with quantized matrices, as compressed-tensors, which transformers and vLLM load. Zeros stay zeros.
+    """Write MODEL with quantized matrices, as compressed-tensors, which transformers loads. Zeros stay zeros.
 
     Prune first, recover, then quantize. Interrupted, the same command goes on where it stopped.
 

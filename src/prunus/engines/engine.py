@@ -21,6 +21,11 @@ class Installed:
     facts: dict[str, Any] = field(default_factory=dict)
     untested: tuple[str, ...] = ()
 
+    @property
+    def told(self) -> str:
+        """The versions of the engine itself, which its table names last."""
+        return ", ".join(f"{name} {version}" for name, version in list(self.versions.items())[-2:])
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Engine:
@@ -45,3 +50,8 @@ class Engine:
     check: Callable[[], None] = lambda: None
     probe: Callable[[Installed], dict[str, Any]] = lambda _installed: {}
     worker: Callable[[Installed], Worker] | None = None
+
+    def started(self, installed: Installed) -> Worker:
+        """A fresh process of an engine that has packages of its own."""
+        assert self.worker is not None, f"{self.name} runs in this process"
+        return self.worker(installed)

@@ -20,12 +20,12 @@ class Worker(EngineProcess):
     def load(self, path: Path, *, context: int, threads: int, timeout: float | None = None) -> dict[str, Any]:
         """Load a file or directory with room for `context` tokens; returns what the engine made of it."""
         request = {"do": "load", "path": str(path), "context": context, "threads": threads}
-        return self.ask(request, timeout=timeout or self.start + patience(bytes_of(path)))
+        return self.ask(request, timeout=timeout or self.patience(bytes_of(path)))
 
-
-def patience(size: int) -> float:
-    """Seconds after which work on so many bytes counts as hanging."""
-    return Worker.start + size / SLOWEST
+    @classmethod
+    def patience(cls, size: int) -> float:
+        """Seconds after which work on so many bytes counts as hanging."""
+        return cls.start + size / SLOWEST
 
 
 def bytes_of(path: Path) -> int:

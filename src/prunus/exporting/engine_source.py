@@ -11,9 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunus.engines.worker import Worker, bytes_of, patience
+from prunus.engines.worker import Worker, bytes_of
 from prunus.exporting.exported import Exported
+from prunus.models.limits import max_length
 from prunus.progress import progress
+
+ROOM = 1024  # tokens of a context at least: choices come in growing lengths, and each load reads the file
 
 
 class EngineSource:
@@ -57,14 +60,14 @@ class EngineSource:
         }
 
     def final_hidden(self, tokens_NT: Tensor, progress_text: str) -> Tensor:
-        """Return (N, T, 2): the number of each window, and the position in it. The engine gets room for T tokens."""
+        """Return (N, T, 2): the number of each window, and the position in it. The engine has room for T tokens."""
         first, (windows, length) = len(self._windows), tokens_NT.shape
         self._windows += tokens_NT.tolist()
         if length > self._context:
+            self._context = max(length, min(ROOM, max_length(self.config) or ROOM))
             with progress(f"{progress_text}: loading", total=1) as advance:
-                self.worker.load(self.exported.load, context=length, threads=self.threads)
+                self.worker.load(self.exported.load, context=self._context, threads=self.threads)
                 advance(1)
-            self._context = length
         numbers = torch.arange(first, first + windows)[:, None].expand(windows, length)
         return torch.stack([numbers, torch.arange(length).expand(windows, length)], dim=-1)
 
@@ -78,5 +81,5 @@ class EngineSource:
     def _ask(self, window: list[int]) -> Tensor:
         file = Path(self._folder.name) / "logits.npy"
         request = {"do": "score", "windows": [window], "keep": len(window), "logits": str(file)}
-        self.worker.ask(request, timeout=patience(bytes_of(self.exported.load) * (1 + len(window) // 256)))
+        self.worker.ask(request, timeout=self.worker.patience(bytes_of(self.exported.load) * (1 + len(window) // 256)))
         return torch.from_numpy(np.load(file, allow_pickle=False))

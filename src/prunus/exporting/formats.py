@@ -7,7 +7,6 @@ from typing import Any
 
 from prunus.checkpoint import Checkpoint
 from prunus.engines import Engine, Installed
-from prunus.errors import UserError
 from prunus.exporting.types import FileType
 from prunus.models import StreamedModel
 
@@ -45,15 +44,3 @@ class Target:
 
     format: Format
     kind: FileType
-
-
-def parse_target(text: str, formats: Mapping[str, Format]) -> Target:
-    """Read "FORMAT" or "FORMAT:TYPE". Raises UserError with those there are."""
-    form, colon, name = text.partition(":")
-    if form not in formats:
-        known = "; ".join(f"{one.name}:TYPE with TYPE one of {', '.join(one.types)}" for one in formats.values())
-        raise UserError(f"cannot export to {text!r}; write {known} (or {', '.join(formats)} alone).")
-    types, name = formats[form].types, name.lower() if colon else formats[form].default
-    if name not in types:
-        raise UserError(f"{form} type {name!r} is not one that prunus writes; allowed are {', '.join(types)}.")
-    return Target(formats[form], types[name])

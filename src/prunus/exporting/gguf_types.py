@@ -26,6 +26,10 @@ class GgufType(FileType):
     converted: bool = False
     fallback: str | None = None
 
+    @property
+    def in_two_steps(self) -> bool:
+        return not self.converted
+
 
 def _table(*types: GgufType) -> dict[str, GgufType]:
     return {one.name: one for one in types}

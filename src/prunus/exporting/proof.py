@@ -19,7 +19,7 @@ import transformers
 from torch import Tensor
 
 from prunus.calibration import StreamedSource
-from prunus.engines.worker import Worker, bytes_of, patience
+from prunus.engines.worker import Worker, bytes_of
 from prunus.evaluation.divergence import token_agreement, token_kl
 from prunus.evaluation.perplexity import token_nll
 from prunus.evaluation.source import logit_slices
@@ -60,7 +60,7 @@ def prove(
     tokens_NT = batch.tokens_NT
     source = StreamedSource(model, max_memory=None)
     prompt, new = _greedy_lengths(tokens_NT.shape[1])
-    wait = timeout or patience(bytes_of(file))
+    wait = timeout or worker.patience(bytes_of(file))
     with worker:
         loaded = worker.load(file, context=tokens_NT.shape[1] + 8, threads=torch.get_num_threads(), timeout=timeout)
         text = compare_text(worker, model.checkpoint, source.tokenizer, loaded)

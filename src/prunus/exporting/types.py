@@ -13,3 +13,8 @@ class FileType:
     bits: float
     kl: float
     nll: float
+
+    @property
+    def in_two_steps(self) -> bool:
+        """Whether a file as large as the checkpoint is written first, and this one made from it."""
+        return False

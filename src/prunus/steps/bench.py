@@ -46,12 +46,10 @@ def _check_engine(model: str, exported: Exported | None, settings: BenchSettings
     if settings.engine not in (None, runs_in):
         advice = "" if exported else "; export it first, and bench what `prunus export` made"
         raise UserError(f"{model} runs in {runs_in}, and engine {settings.engine!r} was asked for{advice}.")
-    if exported and (given := sorted(settings.model_fields_set.intersection(IN_PROCESS) - _defaults(settings))):
+    fields = BenchSettings.model_fields
+    given = [name for name in IN_PROCESS if getattr(settings, name) != fields[name].default]
+    if exported and given:
         raise UserError(f"{given[0]} is for transformers; {model} is {exported.target}, as it was exported.")
-
-
-def _defaults(settings: BenchSettings) -> set[str]:
-    return {name for name in IN_PROCESS if getattr(settings, name) == BenchSettings.model_fields[name].default}
 
 
 def _in_transformers(path: Path, settings: BenchSettings, trust_remote_code: bool) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from prunus.evaluation.continuations import continuations
 from prunus.evaluation.evaluate import evaluate_model
 from prunus.evaluation.lm_eval_tasks import find_tasks, lm_eval_tasks
 from prunus.exporting.engine_source import EngineSource
-from prunus.exporting.exported import find_exported
+from prunus.exporting.exported import Exported, find_exported
 from prunus.machine_choice import choose_device, choose_dtype, parse_memory
 from prunus.models import StreamedModel
 from prunus.models.skeleton import check_config
@@ -51,37 +51,39 @@ def evaluate(
         raise UserError("nothing to evaluate: give --text PATH, --choices FILE.jsonl, --tasks NAMES or --prompt TEXT.")
     if checked.prompts and checked.against is None:
         raise UserError("--prompt shows two continuations side by side: give the dense model with --against.")
-    exported = find_exported(model)
-    if exported and (checked.prompts or checked.tasks):
-        raise UserError(
-            f"--prompt and --tasks run in transformers, and {model} is {exported.target}: give --text or --choices, or "
-            "evaluate the model that it was exported from."
-        )
-    path = Path(model) if exported else open_checkpoint(model, trust_remote_code=trust_remote_code).path
+    subject = find_exported(model) or open_checkpoint(model, trust_remote_code=trust_remote_code)
+    path = subject.directory if isinstance(subject, Exported) else subject.path
     if skip_done and (found := done_before(read_record(path), "evaluations", checked)):
         return found
-    measure = _of_export if exported else _of_model
-    results = measure(path, checked, parse_memory(max_memory), trust_remote_code)
+    limit = parse_memory(max_memory)
+    if isinstance(subject, Exported):
+        results = _of_export(subject, checked, limit, trust_remote_code)
+    else:
+        results = _of_model(subject, checked, limit)
     with results_survive(path):
         add_to_record(path, "evaluations", mark(results, checked))
     return results
 
 
-def _of_model(path: Path, checked: EvaluateSettings, max_memory: int | None, trust_remote_code: bool) -> list[Result]:
-    checkpoint = open_checkpoint(path, trust_remote_code=trust_remote_code)
-    dense = open_checkpoint(checked.against, trust_remote_code=trust_remote_code) if checked.against else None
+def _of_model(checkpoint: Checkpoint, checked: EvaluateSettings, max_memory: int | None) -> list[Result]:
+    trust = checkpoint.trust_remote_code
+    dense = open_checkpoint(checked.against, trust_remote_code=trust) if checked.against else None
     _check(checked, [checkpoint, dense] if dense else [checkpoint])
     return _measure(checkpoint, dense, checked, _forward(checkpoint, checked, max_memory))
 
 
-def _of_export(path: Path, checked: EvaluateSettings, max_memory: int | None, trust_remote_code: bool) -> list[Result]:
+def _of_export(
+    exported: Exported, checked: EvaluateSettings, max_memory: int | None, trust_remote_code: bool
+) -> list[Result]:
     """In the engine; what is compared with, and who reads the text, run in transformers."""
-    exported = find_exported(path)
-    assert exported is not None
-    assert exported.engine.worker is not None
+    if checked.prompts or checked.tasks:
+        raise UserError(
+            f"--prompt and --tasks run in transformers, and {exported.directory} is {exported.target}: give --text or "
+            "--choices, or evaluate the model that it was exported from."
+        )
     dense = open_checkpoint(checked.against or exported.step["input"]["path"], trust_remote_code=trust_remote_code)
     _check(checked, [dense])
-    worker = exported.engine.worker(require(exported.engine))
+    worker = exported.engine.started(require(exported.engine))
     with EngineSource(worker, exported, load_tokenizer(dense), dense.config) as source:
         beside = _forward(dense, checked, max_memory).source(dense) if checked.against else None
         return _on_text(source, beside, checked)

@@ -12,7 +12,7 @@ from prunus.benchmark.machine import peak_resident_bytes, reset_peak_resident
 from prunus.checkpoint import Checkpoint, OutputDirectory, open_checkpoint
 from prunus.checkpoint.record import RECORD_NAME, write_json
 from prunus.engines import Engine, Installed, require
-from prunus.engines.worker import bytes_of, patience
+from prunus.engines.worker import Worker, bytes_of
 from prunus.errors import EngineError, UserError
 from prunus.exporting import Conversion, Target, parse_target
 from prunus.exporting.proof import proof_text, prove
@@ -76,8 +76,8 @@ def check_export(model: StreamedModel, settings: ExportSettings) -> tuple[Target
     engine, checkpoint = target.format.engine, model.checkpoint
     installed = check_engine(checkpoint, engine)
     check_uniform(checkpoint, engine.name)
-    untested = [f"{engine.name} here is not the tested one: {', '.join(installed.untested)}"]
-    return target, installed, [*untested[: len(installed.untested)], *target.format.check(model, target.kind)]
+    untested = f"{engine.name} here is not the tested one: {', '.join(installed.untested)}"
+    return target, installed, [*([untested] if installed.untested else []), *target.format.check(model, target.kind)]
 
 
 def check_engine(checkpoint: Checkpoint, engine: Engine) -> Installed:
@@ -86,7 +86,7 @@ def check_engine(checkpoint: Checkpoint, engine: Engine) -> Installed:
     architecture = (checkpoint.config.architectures or ["(none stated)"])[0]
     if architecture not in installed.facts["architectures"]:
         raise UserError(
-            f"{engine.name} does not know the architecture {architecture} (here: {_versions(installed)}); keep to "
+            f"{engine.name} does not know the architecture {architecture} (here: {installed.told}); keep to "
             "transformers for this model."
         )
     if any(checkpoint.path.glob("*.py")) and not checkpoint.trust_remote_code:
@@ -97,10 +97,6 @@ def check_engine(checkpoint: Checkpoint, engine: Engine) -> Installed:
     return installed
 
 
-def _versions(installed: Installed) -> str:
-    return ", ".join(f"{name} {version}" for name, version in list(installed.versions.items())[-2:])
-
-
 def _checked(model: str | Path, settings: ExportSettings, timeout: float | None, trust_remote_code: bool) -> Export:
     checkpoint = open_checkpoint(model, trust_remote_code=trust_remote_code)
     streamed = StreamedModel(checkpoint, dtype=torch.float32)
@@ -109,8 +105,9 @@ def _checked(model: str | Path, settings: ExportSettings, timeout: float | None,
 
 
 def _check_space(job: Export, out: Path) -> None:
-    """What is written, and what it is made from on the way, have to fit beside each other."""
-    needed = job.checkpoint.num_bytes + int(job.checkpoint.num_parameters * job.target.kind.bits / 8)
+    """What is written, and what a quantizer reads before it, have to fit beside each other."""
+    before = job.checkpoint.num_bytes if job.target.kind.in_two_steps else 0
+    needed = before + int(job.checkpoint.num_parameters * job.target.kind.bits / 8)
     free = shutil.disk_usage(out.parent).free
     if free < needed:
         raise UserError(
@@ -120,12 +117,11 @@ def _check_space(job: Export, out: Path) -> None:
 
 def _run(job: Export, output: OutputDirectory) -> None:
     reset_peak_resident()
-    start, kind, worker = time.perf_counter(), job.target.kind, job.target.format.engine.worker
-    assert worker is not None
+    start, kind, engine = time.perf_counter(), job.target.kind, job.target.format.engine
     with progress(f"Export to {kind.name}", total=2) as advance:
         written = job.target.format.write(_conversion(job, output))
         advance(1, "proof")
-        proof = prove(worker(job.installed), written, job.model, job.text, kind, timeout=job.timeout)
+        proof = prove(engine.started(job.installed), written, job.model, job.text, kind, timeout=job.timeout)
         advance(1)
     if failures := proof.pop("failures"):
         raise EngineError(f"the proof failed, so {output.out} was not written: {'; '.join(failures)}.")
@@ -146,7 +142,7 @@ def _conversion(job: Export, output: OutputDirectory) -> Conversion:
         installed=job.installed,
         folder=output.partial,
         stem=output.out.name,
-        timeout=job.timeout or patience(job.checkpoint.num_bytes),
+        timeout=job.timeout or Worker.patience(job.checkpoint.num_bytes),
     )
 
 

@@ -53,10 +53,9 @@ class QuantizeEdit:
         if linear.expert is None:
             self.scales[name] = scale_OG.cpu()
             return
-        experts = len(tensors[name])
-        self.scales.setdefault(name, torch.empty(experts, *scale_OG.shape, dtype=scale_OG.dtype))[linear.expert] = (
-            scale_OG
-        )
+        if name not in self.scales:
+            self.scales[name] = torch.empty(len(tensors[name]), *scale_OG.shape, dtype=scale_OG.dtype)
+        self.scales[name][linear.expert] = scale_OG
 
     def _row(
         self,

@@ -7,6 +7,8 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from prunus.registration import register
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
@@ -58,6 +60,9 @@ __all__ = [
     "shrink",
     "sparsify",
 ]
+
+
+register()  # so that AutoModelForCausalLM.from_pretrained opens what `prunus export --to sparse` writes
 
 
 def __getattr__(name: str) -> Any:

@@ -18,9 +18,11 @@ from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from prunus.checkpoint.compressed_tensors import decoded, parts_of, quantized_names, scheme_of, shape_of
+from prunus.checkpoint.packed import as_whole, matrices_of, whole_matrix
 from prunus.checkpoint.per_layer import MODEL_TYPE, check_layers, unwrapped
 from prunus.errors import UserError
 from prunus.quantizing import Scheme
+from prunus.runtime.entry import Entry
 
 CONFIG_NAME = "config.json"
 INDEX_NAME = "model.safetensors.index.json"
@@ -63,8 +65,8 @@ class TensorInfo:
 class Checkpoint:
     """A model directory that passed every check that needs no weights.
 
-    A quantized one (`scheme`) is read as the full-precision model that it stands for: `parts` are the tensors that are
-    in its files.
+    A quantized one (`scheme`), and a packed one (`packed`, by the name of each matrix), are read as the ordinary model
+    that they stand for: `parts` are the tensors that are in the files.
     """
 
     path: Path
@@ -73,6 +75,7 @@ class Checkpoint:
     trust_remote_code: bool = False
     scheme: Scheme | None = None
     parts: dict[str, TensorInfo] = field(default_factory=dict)
+    packed: dict[str, Entry] = field(default_factory=dict)
 
     @property
     def num_parameters(self) -> int:
@@ -85,7 +88,9 @@ class Checkpoint:
     def read(self, name: str) -> Tensor:
         """Return one tensor, in memory of its own. Raises UserError naming it when it holds NaN or Inf."""
         info = self.tensors[name]
-        if self.scheme is not None and info.stored_bytes is not None:
+        if name in self.packed:
+            tensor = whole_matrix(name, self.packed[name], lambda part: _read(self.parts[part].file, part))
+        elif self.scheme is not None and info.stored_bytes is not None:
             tensor = decoded(name, info.shape, self.scheme, lambda part: _read(self.parts[part].file, part))
         else:
             tensor = _read(info.file, name)
@@ -117,9 +122,13 @@ def open_checkpoint(model: str | Path, *, trust_remote_code: bool = False) -> Ch
     Raises UserError, in one sentence, for anything that is not a readable causal language model checkpoint.
     """
     path = _locate(str(model))
-    config, scheme = _read_config(path, trust_remote_code)
+    config, quantization = _read_config(path, trust_remote_code)
+    packed = matrices_of(quantization)
+    scheme = scheme_of(quantization, path) if quantization and not packed else None
     tensors = {name: info for file in _weight_files(path) for name, info in read_header(file).items()}
     _check_index(path, tensors)
+    if packed:
+        return Checkpoint(path, config, as_whole(tensors, packed), trust_remote_code, parts=tensors, packed=packed)
     if scheme is None:
         _check_dtypes(tensors)
         return Checkpoint(path, config, tensors, trust_remote_code)
@@ -135,6 +144,10 @@ def open_dense(model: str | Path, *, trust_remote_code: bool = False) -> Checkpo
 
 def refuse_quantized(checkpoint: Checkpoint) -> None:
     """Raises UserError where a step would have to undo a quantization."""
+    if checkpoint.packed:
+        raise UserError(
+            f"{checkpoint.path} is packed already, for the engine sparse-cpu: take the run that it was exported from."
+        )
     if checkpoint.scheme is not None:
         raise UserError(
             f"{checkpoint.path} is quantized ({checkpoint.scheme.name}), and its full-precision weights are gone: "
@@ -192,8 +205,8 @@ def _check_dtypes(tensors: dict[str, TensorInfo]) -> None:
             raise UserError(f"tensor {name} in {info.file} has dtype {info.dtype}; allowed are {', '.join(DTYPES)}.")
 
 
-def _read_config(path: Path, trust_remote_code: bool) -> tuple[PretrainedConfig, Scheme | None]:
-    """The model's config without what it says of quantization, and that."""
+def _read_config(path: Path, trust_remote_code: bool) -> tuple[PretrainedConfig, Any]:
+    """The model's config without its `quantization_config`, and that, unchecked."""
     file, stored = path / CONFIG_NAME, _stored_config(path)
     raw = unwrapped(stored, file)
     model_type = raw.get("model_type")
@@ -204,17 +217,16 @@ def _read_config(path: Path, trust_remote_code: bool) -> tuple[PretrainedConfig,
             "--trust-remote-code."
         )
     quantization = raw.get("quantization_config")
-    scheme = scheme_of(quantization, path) if quantization else None
     try:
         if stored.get("model_type") != MODEL_TYPE:
             config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
             vars(config).pop("quantization_config", None)
-            return config, scheme
+            return config, quantization
         config = CONFIG_MAPPING[model_type].from_dict(raw)
     except (ValueError, KeyError, OSError) as error:
         raise UserError(f"unsupported architecture {model_type!r} in {file}; see `prunus models`.") from error
     check_layers(config, file)
-    return config, scheme
+    return config, quantization
 
 
 def read_raw_config(path: Path) -> dict[str, Any]:

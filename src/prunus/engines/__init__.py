@@ -3,13 +3,25 @@
 from prunus.engines.engine import Engine, Installed
 from prunus.engines.environment import find, install, require
 from prunus.engines.llama_cpp import LLAMA_CPP
+from prunus.engines.sparse_cpu import SPARSE_CPU
 from prunus.engines.transformers import TRANSFORMERS
 from prunus.engines.vllm import VLLM
 from prunus.errors import UserError
 
-ENGINES: dict[str, Engine] = {engine.name: engine for engine in (TRANSFORMERS, LLAMA_CPP, VLLM)}
+ENGINES: dict[str, Engine] = {engine.name: engine for engine in (TRANSFORMERS, SPARSE_CPU, LLAMA_CPP, VLLM)}
 
-__all__ = ["ENGINES", "LLAMA_CPP", "VLLM", "Engine", "Installed", "engine_named", "find", "install", "require"]
+__all__ = [
+    "ENGINES",
+    "LLAMA_CPP",
+    "SPARSE_CPU",
+    "VLLM",
+    "Engine",
+    "Installed",
+    "engine_named",
+    "find",
+    "install",
+    "require",
+]
 
 
 def engine_named(name: str) -> Engine:

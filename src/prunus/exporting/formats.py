@@ -23,10 +23,16 @@ class Conversion:
     timeout: float
 
 
+def by_bits(model: StreamedModel, kind: FileType) -> int:
+    """The bytes of a model whose weights all are of one type."""
+    return int(model.checkpoint.num_parameters * kind.bits / 8)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
     """One format. `check` gives notes, or raises UserError, from a model's skeleton; `write` returns what the engine
-    loads; `describe` counts its parameters, its tensors by type, and the bytes that one decoded token reads.
+    loads; `describe` counts its parameters, its tensors by type, and the bytes that one decoded token reads; `size`
+    says how many bytes will be written.
     """
 
     name: str
@@ -36,6 +42,7 @@ class Format:
     check: Callable[[StreamedModel, FileType], list[str]]
     write: Callable[[Conversion], Path]
     describe: Callable[[Path], dict[str, Any]]
+    size: Callable[[StreamedModel, FileType], int] = by_bits
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,7 +84,7 @@ def check_engine(checkpoint: Checkpoint, engine: Engine) -> Installed:
     """The installed engine. Raises UserError for an architecture, or code beside the model, that it does not take."""
     installed = require(engine)
     architecture = (checkpoint.config.architectures or ["(none stated)"])[0]
-    if architecture not in installed.facts["architectures"]:
+    if architecture not in installed.facts.get("architectures", [architecture]):  # without a list it takes them all
         raise UserError(
             f"{engine.name} does not know the architecture {architecture} (here: {installed.told}); keep to "
             "transformers for this model."
@@ -107,7 +107,7 @@ def _checked(model: str | Path, settings: ExportSettings, timeout: float | None,
 def _check_space(job: Export, out: Path) -> None:
     """What is written, and what a quantizer reads before it, have to fit beside each other."""
     before = job.checkpoint.num_bytes if job.target.kind.in_two_steps else 0
-    needed = before + int(job.checkpoint.num_parameters * job.target.kind.bits / 8)
+    needed = before + job.target.format.size(job.model, job.target.kind)
     free = shutil.disk_usage(out.parent).free
     if free < needed:
         raise UserError(

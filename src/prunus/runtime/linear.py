@@ -1,0 +1,85 @@
+"""The module that stands where a linear layer was: its matrix is packed, and stays packed while it is multiplied by.
+
+Shapes: M = rows of the input, O = out_features, I = in_features.
+"""
+
+from collections.abc import Callable
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from prunus.errors import UserError
+from prunus.runtime import check_packed
+from prunus.runtime.entry import BIAS, SCALE, Entry
+from prunus.runtime.multiply import Multiplier
+from prunus.runtime.operator import handle_of, packed_linear
+from prunus.runtime.packed import Packed
+
+
+class PackedLinear(nn.Module):
+    """x W^T + b. Its buffers are the tensors of the file; `prepare` has to be called once they are filled."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, entry: Entry, device: torch.device | str = "meta") -> None:
+        super().__init__()
+        self.entry, self.in_features, self.out_features = entry, entry.columns, entry.rows
+        self.register_buffer(BIAS, None)
+        for name, (shape, dtype) in entry.shapes.items():
+            self.register_buffer(name, torch.empty(shape, dtype=dtype, device=device))
+        self._multiplier: Multiplier | None = None
+        self._handle: Tensor | None = None
+
+    @property
+    def packed(self) -> Packed:
+        """The matrix, in the buffers' own memory."""
+        parts = {name: getattr(self, name) for name in self.entry.parts}
+        return Packed(self.entry.layout, self.entry.rows, self.entry.columns, parts, getattr(self, SCALE, None))
+
+    @torch.compiler.disable
+    def prepare(self) -> Multiplier:
+        """Look at every part once, so that kernels may trust them. Raises UserError for what is not one matrix."""
+        if self.weight.device.type != "cpu":
+            raise UserError(f"packed models run on the CPU, and this one lies on {self.weight.device}; move it back.")
+        packed = self.packed
+        check_packed(packed)
+        self._multiplier, self._handle = Multiplier(packed), handle_of(self)
+        return self._multiplier
+
+    def multiply(self, x_MI: Tensor) -> Tensor:
+        """x W^T (M, O), without the bias and without a gradient."""
+        return (self._multiplier or self.prepare())(x_MI)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., I) -> (..., O), in the dtype of the input: bfloat16 or fp32."""
+        x_MI = x.reshape(-1, self.in_features)
+        if torch.compiler.is_compiling() or x.requires_grad:
+            if self._multiplier is None:
+                self.prepare()
+            y_MO = packed_linear(x_MI, self._handle, self.out_features)
+        else:
+            y_MO = self.multiply(x_MI)
+        if self.bias is not None:
+            y_MO = y_MO + self.bias.to(y_MO.dtype)
+        return y_MO.view(*x.shape[:-1], self.out_features)
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, {self.entry.layout}, {self.entry.type}"
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """`model.to(...)`: tensors move, but their types are the format's. What holds their addresses is made anew."""
+        for name, buffer in self._buffers.items():
+            if buffer is None:
+                continue
+            moved = fn(buffer)
+            moved = moved if moved.dtype == buffer.dtype else buffer.to(moved.device)
+            if moved.is_meta or moved.data_ptr() != buffer.data_ptr():
+                self._multiplier = self._handle = None
+            self._buffers[name] = moved
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy holds tensors of its own."""
+        return {**self.__dict__, "_multiplier": None, "_handle": None}

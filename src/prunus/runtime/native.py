@@ -4,10 +4,9 @@ import ctypes
 import importlib.util
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -135,7 +134,7 @@ def library_file() -> Path | None:
     return None if found is None or found.origin is None else Path(found.origin)
 
 
-def _torchs_openmp() -> Callable[..., Any] | None:
+def _torchs_openmp() -> ctypes.c_void_p | None:
     """`GOMP_parallel` of the very library that torch has loaded; None where torch uses another kind of threads."""
     maps = Path("/proc/self/maps")
     if not maps.is_file():
@@ -143,5 +142,4 @@ def _torchs_openmp() -> Callable[..., Any] | None:
     files = {line.split()[-1] for line in maps.read_text().splitlines() if "libgomp" in line}
     if len(files) != 1:
         return None
-    pointer: Any = ctypes.cast(ctypes.CDLL(files.pop()).GOMP_parallel, ctypes.c_void_p)
-    return pointer
+    return ctypes.cast(ctypes.CDLL(files.pop()).GOMP_parallel, ctypes.c_void_p)

@@ -188,7 +188,7 @@ struct FloatProduct {
 // Several sums for one input hide the latency of a product behind the next ones.
 template <class Product, class Source, int kBatch>
 void floats(const Matrix& m, int64_t strip, const Inputs& inputs, float (*out)[kStrip]) {
-  constexpr int kChains = kBatch == 1 ? 4 : kBatch == 2 ? 2 : 1;
+  constexpr int kChains = kBatch == 1 ? 8 : kBatch == 2 ? 4 : kBatch == 4 ? 2 : 1;
   constexpr int kStep = 2 * Source::kColumns;
   __m512 sum[kChains][kBatch];
   for (auto& chain : sum)
@@ -199,7 +199,7 @@ void floats(const Matrix& m, int64_t strip, const Inputs& inputs, float (*out)[k
     const typename Product::Input* x = Product::first(inputs) + run.column;
     int cell = 0;
     for (; cell + kChains <= run.cells; cell += kChains)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int chain = 0; chain < kChains; ++chain, x += kStep) {
         const __m512i weights = source.next();
 #pragma GCC unroll 8

@@ -6,141 +6,10 @@
 
 #include <immintrin.h>
 
-#include "matrix.h"
+#include "cells512.inl"
 
 namespace prunus {
 namespace {
-
-using Word = int32_t;
-
-// Cells come in runs of neighbouring columns: one run a strip for bfloat16, one for each scale of the inputs for int8.
-struct Run {
-  int64_t column;
-  int cells;
-};
-
-// Where the cells of a strip come from. `next` gives the weights; `places` which inputs they are for, in 2:4 alone.
-struct Dense {
-  static constexpr bool kPlaced = false;
-  static constexpr int kColumns = 1;  // columns of the matrix that a cell covers, in units
-  const uint8_t* values;
-  int64_t left, per_run, column = 0;
-  Dense(const Matrix& m, int64_t strip, int64_t per_run)
-      : values(static_cast<const uint8_t*>(m.weight) + strip * cells_of(m) * kCellBytes),
-        left(cells_of(m)),
-        per_run(per_run) {}
-  bool next_run(Run& run, int unit) {
-    if (!left) return false;
-    run = {column, static_cast<int>(left < per_run ? left : per_run)};
-    left -= run.cells;
-    column += static_cast<int64_t>(run.cells) * unit;
-    return true;
-  }
-  __m512i next() {
-    const __m512i weights = _mm512_loadu_si512(values);
-    values += kCellBytes;
-    return weights;
-  }
-};
-
-template <class Value, class Mask>
-struct Bitmask {
-  static constexpr bool kPlaced = false;
-  static constexpr int kColumns = 1;
-  const Value* values;
-  const Mask* mask;
-  int64_t left, per_run, column = 0;
-  Bitmask(const Matrix& m, int64_t strip, int64_t per_run)
-      : values(static_cast<const Value*>(m.weight) + m.start[strip]),
-        mask(static_cast<const Mask*>(m.index) + strip * cells_of(m)),
-        left(cells_of(m)),
-        per_run(per_run) {}
-  bool next_run(Run& run, int unit) {
-    if (!left) return false;
-    run = {column, static_cast<int>(left < per_run ? left : per_run)};
-    left -= run.cells;
-    column += static_cast<int64_t>(run.cells) * unit;
-    return true;
-  }
-  // The form that reads memory: it reads the values that are there and none behind them.
-  __m512i next() {
-    const Mask bits = *mask++;
-    const Value* from = values;
-    values += __builtin_popcountll(bits);
-    if constexpr (sizeof(Value) == 2)
-      return _mm512_maskz_expandloadu_epi16(bits, from);
-    else
-      return _mm512_maskz_expandloadu_epi8(bits, from);
-  }
-};
-
-// 2:4. Places are two bits for each value: spread to one byte (int8) or two (bfloat16), and inside the register's four
-// or eight columns.
-template <int kValueBytes>
-struct TwoOfFour {
-  static constexpr bool kPlaced = true;
-  static constexpr int kColumns = 2;
-  const uint8_t *values, *place;
-  int64_t left, per_run, column = 0;
-  __m512i places;
-  TwoOfFour(const Matrix& m, int64_t strip, int64_t per_run)
-      : values(static_cast<const uint8_t*>(m.weight) + strip * kept_cells_of(m) * kCellBytes),
-        place(static_cast<const uint8_t*>(m.index) + strip * kept_cells_of(m) * (kValueBytes == 2 ? 8 : 16)),
-        left(kept_cells_of(m)),
-        per_run(per_run / 2 ? per_run / 2 : 1) {}
-  bool next_run(Run& run, int unit) {
-    if (!left) return false;
-    run = {column, static_cast<int>(left < per_run ? left : per_run)};
-    left -= run.cells;
-    column += static_cast<int64_t>(run.cells) * unit * kColumns;
-    return true;
-  }
-  __m512i next() {
-    const __m512i weights = _mm512_loadu_si512(values);
-    values += kCellBytes;
-    if constexpr (kValueBytes == 2) {
-      const __m512i packed = _mm512_set1_epi64(*reinterpret_cast<const int64_t*>(place));
-      // the eight places of register quarter q are its 8 bits: word k needs bits 2k, 2k + 1
-      const __m512i shifts = _mm512_set_epi64(
-          0x003e003c003a0038, 0x0036003400320030, 0x002e002c002a0028, 0x0026002400220020, 0x001e001c001a0018,
-          0x0016001400120010, 0x000e000c000a0008, 0x0006000400020000);
-      places = _mm512_and_si512(_mm512_multishift_epi64_epi8(shifts, packed), _mm512_set1_epi16(3));
-      place += 8;
-    } else {
-      const __m512i packed = _mm512_cvtepu16_epi64(_mm_loadu_si128(reinterpret_cast<const __m128i*>(place)));
-      const __m512i shifts = _mm512_set1_epi64(0x0e0c0a0806040200);
-      const __m512i half = _mm512_set1_epi32(0x04040000);  // the third and fourth value of a row: the second four
-      places = _mm512_or_si512(
-          _mm512_and_si512(_mm512_multishift_epi64_epi8(shifts, packed), _mm512_set1_epi8(3)), half);
-      place += 16;
-    }
-    return weights;
-  }
-};
-
-struct Tiles {
-  static constexpr bool kPlaced = false;
-  static constexpr int kColumns = 1;
-  const uint8_t* values;
-  const int32_t *tile, *end;
-  int cells;
-  Tiles(const Matrix& m, int64_t strip, int64_t)
-      : tile(static_cast<const int32_t*>(m.index) + m.start[strip]),
-        end(static_cast<const int32_t*>(m.index) + m.start[strip + 1]),
-        cells(kTile / unit_of(m)) {
-    values = static_cast<const uint8_t*>(m.weight) + m.start[strip] * cells * kCellBytes;
-  }
-  bool next_run(Run& run, int) {
-    if (tile == end) return false;
-    run = {static_cast<int64_t>(*tile++) * kTile, cells};
-    return true;
-  }
-  __m512i next() {
-    const __m512i weights = _mm512_loadu_si512(values);
-    values += kCellBytes;
-    return weights;
-  }
-};
 
 template <class To>
 inline To read(const void* from) {
@@ -159,7 +28,7 @@ struct PairProduct {
     if constexpr (Source::kPlaced)
       pair = _mm512_permutexvar_epi16(source.places, _mm512_set1_epi64(read<int64_t>(x)));
     else
-      pair = _mm512_set1_epi32(read<Word>(x));
+      pair = _mm512_set1_epi32(read<int32_t>(x));
     return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(weights), reinterpret_cast<__m512bh>(pair));
   }
 };
@@ -236,9 +105,7 @@ void bytes(const Matrix& m, int64_t strip, const Inputs& inputs, float (*out)[kS
     }
     const uint8_t* x = inputs.rounded + run.column;
     const float* scale = inputs.scale + run.column / kGroup;
-#pragma GCC unroll 2
-    for (int cell = 0; cell < run.cells; ++cell, x += kStep) {
-      const int chain = kChains == 1 ? 0 : cell & 1;
+    auto add = [&](int chain) __attribute__((always_inline)) {
       const __m512i weights = source.next();
       surplus[chain] = _mm512_dpbusd_epi32(surplus[chain], offset, weights);
 #pragma GCC unroll 8
@@ -248,10 +115,16 @@ void bytes(const Matrix& m, int64_t strip, const Inputs& inputs, float (*out)[kS
         if constexpr (Source::kPlaced)
           four = _mm512_permutexvar_epi8(source.places, _mm512_set1_epi64(read<int64_t>(from)));
         else
-          four = _mm512_set1_epi32(read<Word>(from));
+          four = _mm512_set1_epi32(read<int32_t>(from));
         products[chain][b] = _mm512_dpbusd_epi32(products[chain][b], four, weights);
       }
-    }
+      x += kStep;
+    };
+    int cell = 0;
+    for (; cell + kChains <= run.cells; cell += kChains)
+#pragma GCC unroll 4
+      for (int chain = 0; chain < kChains; ++chain) add(chain);
+    for (; cell < run.cells; ++cell) add(0);
     if constexpr (kChains == 2) {
       surplus[0] = _mm512_add_epi32(surplus[0], surplus[1]);
       for (int b = 0; b < kBatch; ++b) products[0][b] = _mm512_add_epi32(products[0][b], products[1][b]);
@@ -285,19 +158,10 @@ void product_of(const Matrix& m, int64_t strip, const Inputs& inputs, float (*ou
   }
 }
 
-Inputs from(const Inputs& inputs, int first) {
-  Inputs rest = inputs;
-  if (rest.bfloat16) rest.bfloat16 += first * inputs.stride;
-  if (rest.float32) rest.float32 += first * inputs.stride;
-  if (rest.rounded) rest.rounded += first * inputs.stride;
-  if (rest.scale) rest.scale += first * (inputs.stride / kGroup);
-  return rest;
-}
-
 // Eight inputs at once, then four, two, one: the strip is in the nearest cache from the second time on.
 void product(const Matrix& m, int64_t strip, const Inputs& inputs, int batch, float (*out)[kStrip]) {
   int done = 0;
-  if (batch & 8) product_of<8>(m, strip, from(inputs, done), out + done), done += 8;
+  for (; batch - done >= 8; done += 8) product_of<8>(m, strip, from(inputs, done), out + done);
   if (batch & 4) product_of<4>(m, strip, from(inputs, done), out + done), done += 4;
   if (batch & 2) product_of<2>(m, strip, from(inputs, done), out + done), done += 2;
   if (batch & 1) product_of<1>(m, strip, from(inputs, done), out + done);

@@ -65,10 +65,9 @@ void PreparedInputs::round() {
   }
 }
 
-Inputs PreparedInputs::from(int64_t first) const {
-  const auto at = first * stride_;
-  return {bfloat16_.empty() ? nullptr : &bfloat16_[at], keeps_float32_ ? &float32_[at] : nullptr,
-          rounded_.empty() ? nullptr : &rounded_[at], scale_.empty() ? nullptr : &scale_[at / kGroup], stride_};
+Inputs PreparedInputs::inputs() const {
+  return {bfloat16_.empty() ? nullptr : bfloat16_.data(), keeps_float32_ ? float32_.data() : nullptr,
+          rounded_.empty() ? nullptr : rounded_.data(), scale_.empty() ? nullptr : scale_.data(), stride_};
 }
 
 }  // namespace prunus

@@ -17,8 +17,7 @@ struct Given {
 class PreparedInputs {
  public:
   PreparedInputs(const Given& given, bool for_bfloat16, bool for_int8, bool has_bfloat16);
-  // The inputs from row `first` on.
-  Inputs from(int64_t first) const;
+  Inputs inputs() const;
 
  private:
   void widen(const Given& given);

@@ -3,6 +3,14 @@
 #include <atomic>
 #include <cstring>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+#endif
+
 #include "expand.h"
 #include "inputs.h"
 #include "matrix.h"
@@ -21,6 +29,19 @@ bool has_avx512_full() {
   return has_avx512() && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2") &&
          __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");
 }
+
+// The tiles of AMX belong to a process that has asked the system for them.
+bool has_amx() {
+#if defined(__linux__)
+  unsigned a, b, c, d;
+  if (!has_avx512_full() || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+  const unsigned wanted = 1u << 22 | 1u << 24;  // bfloat16, tiles
+  constexpr long kAskForState = 0x1023, kTileData = 18;
+  return (d & wanted) == wanted && syscall(SYS_arch_prctl, kAskForState, kTileData) == 0;
+#else
+  return false;
+#endif
+}
 #endif
 
 bool always() { return true; }
@@ -33,6 +54,7 @@ struct Level {
 // Best first.
 const Level levels[] = {
 #if defined(__x86_64__)
+    {&amx_kernels, has_amx},
     {&avx512_full_kernels, has_avx512_full},
     {&avx512_kernels, has_avx512},
     {&avx2_kernels, has_avx2},
@@ -76,7 +98,7 @@ struct Product {
   Given given;
   void* const* out;
   const Kernels& code;
-  const PreparedInputs& inputs;
+  Inputs inputs;
   int64_t strips, at_once;
   std::atomic<int64_t> next{0};
 
@@ -92,7 +114,7 @@ struct Product {
     float sums[kMaxBatch][kStrip];
     for (int64_t b = 0; b < given.batch; b += kMaxBatch) {
       const int batch = static_cast<int>(std::min<int64_t>(kMaxBatch, given.batch - b));
-      code.product(m, strip, inputs.from(b), batch, sums);
+      code.product(m, strip, from(inputs, b), batch, sums);
       const int rows = static_cast<int>(std::min<int64_t>(kStrip, m.rows - strip * kStrip));
       for (int k = 0; k < batch; ++k)
         for (int r = 0; r < rows; ++r) {
@@ -214,9 +236,9 @@ EXPORTED void prunus_multiply(const Matrix* matrices, int32_t count, const void*
     strips += strips_of(matrices[i]);
   }
   const Given given{x, static_cast<Type>(type), batch, matrices[0].columns};
-  const PreparedInputs inputs(given, for_bfloat16, for_int8, kernels().has_bfloat16);
+  const PreparedInputs prepared(given, for_bfloat16, for_int8, kernels().has_bfloat16);
   const int64_t at_once = std::max<int64_t>(1, strips / (threads * 16));
-  Product product{matrices, count, given, out, kernels(), inputs, strips, at_once};
+  Product product{matrices, count, given, out, kernels(), prepared.inputs(), strips, at_once};
   in_parallel(product, threads);
 }
 

@@ -9,7 +9,7 @@ constexpr int kStrip = 16;      // rows that are multiplied together
 constexpr int kCellBytes = 64;  // 16 rows x 2 columns of bfloat16, 16 x 4 of int8
 constexpr int kGroup = 64;      // inputs that share one scale when they are rounded to int8
 constexpr int kTile = 16;       // columns of a tile
-constexpr int kMaxBatch = 8;    // inputs that a strip is multiplied with at once
+constexpr int kMaxBatch = 16;   // inputs that a strip is multiplied with at once
 
 enum Layout : int32_t { kDense = 0, kBitmask = 1, kTwoOfFour = 2, kTiles = 3 };
 enum Type : int32_t { kBfloat16 = 0, kInt8 = 1, kFloat32 = 2 };
@@ -35,6 +35,14 @@ struct Inputs {
 // One strip times up to kMaxBatch inputs, from the first of `inputs`: out[b][r], not yet times the scale of the row.
 using StripProduct = void (*)(const Matrix&, int64_t strip, const Inputs& inputs, int batch, float (*out)[kStrip]);
 
+inline Inputs from(Inputs inputs, int64_t first) {
+  if (inputs.bfloat16) inputs.bfloat16 += first * inputs.stride;
+  if (inputs.float32) inputs.float32 += first * inputs.stride;
+  if (inputs.rounded) inputs.rounded += first * inputs.stride;
+  if (inputs.scale) inputs.scale += first * (inputs.stride / kGroup);
+  return inputs;
+}
+
 struct Kernels {
   const char* name;
   bool has_bfloat16;  // whether Inputs::bfloat16 can be used
@@ -43,7 +51,7 @@ struct Kernels {
 
 extern const Kernels portable_kernels;
 #if defined(__x86_64__)
-extern const Kernels avx2_kernels, avx512_kernels, avx512_full_kernels;
+extern const Kernels avx2_kernels, avx512_kernels, avx512_full_kernels, amx_kernels;
 #endif
 
 inline int64_t strips_of(const Matrix& m) { return (m.rows + kStrip - 1) / kStrip; }

@@ -19,8 +19,8 @@ __all__ = ["LAYOUTS", "TYPES", "Layout", "Packed", "check_packed", "pack", "unpa
 def pack(weight_OI: Tensor, layout: str, dtype: torch.dtype) -> Packed | None:
     """A matrix in a layout and type; None when its zeros do not lie as the layout wants them."""
     codes_OI, scale_O = to_codes(weight_OI, dtype)
-    parts = LAYOUTS[layout].pack(codes_OI)
-    return None if parts is None else Packed(layout, *weight_OI.shape, parts, scale_O)
+    parts, (rows, columns) = LAYOUTS[layout].pack(codes_OI), weight_OI.shape
+    return None if parts is None else Packed(layout, rows, columns, parts, scale_O)
 
 
 def unpack(packed: Packed) -> Tensor:

@@ -1,8 +1,8 @@
 """A weight matrix packed for the CPU: what every layout shares.
 
-Sixteen rows make a strip. Within a strip, `UNIT[type]` neighbouring columns of all sixteen rows make a cell of 64 bytes,
-one register of the widest processors: row by row, the columns of a row side by side. Rows and columns are filled up
-with zeros to whole cells. Cells of a strip follow one another by column, strips by row.
+Sixteen rows make a strip. Within a strip, `UNIT[type]` neighbouring columns of all sixteen rows make a cell of 64
+bytes, one register of the widest processors: row by row, the columns of a row side by side. Rows and columns are filled
+up with zeros to whole cells. Cells of a strip follow one another by column, strips by row.
 
 Letters: O = out_features, I = in_features, S = strips, C = cells of a strip, R = 16 rows, U = columns of a cell.
 """

@@ -42,8 +42,9 @@ def _pairs(place_OGK: Tensor) -> Tensor:
 
 
 def _two_bits(places: Tensor) -> Tensor:
-    quads = places.to(torch.uint8).unflatten(-1, (-1, 4))
-    return quads[..., 0] | (quads[..., 1] << 2) | (quads[..., 2] << 4) | (quads[..., 3] << 6)
+    quads = places.to(torch.uint8).view(*places.shape[:-1], -1, 4)
+    packed: Tensor = quads[..., 0] | (quads[..., 1] << 2) | (quads[..., 2] << 4) | (quads[..., 3] << 6)
+    return packed
 
 
 def _places(packed: Tensor) -> Tensor:
@@ -71,9 +72,10 @@ def _check(_parts: Mapping[str, Tensor], _rows: int, columns: int) -> None:
 def _unpack(parts: Mapping[str, Tensor], rows: int, columns: int) -> Tensor:
     weight, unit = parts["weight"], UNIT[parts["weight"].dtype]
     shape = (strips(rows), -1, STRIP, unit)
-    values_OGK = from_cells(weight.view(shape), rows, _kept_columns(columns)).unflatten(1, (-1, KEPT))
+    kept = (rows, -1, KEPT)
+    values_OGK = from_cells(weight.view(shape), rows, _kept_columns(columns)).view(kept)
     places = _places(parts["weight_place"]).view(shape)
-    place_OGK = from_cells(places, rows, _kept_columns(columns)).unflatten(1, (-1, KEPT)).long()
+    place_OGK = from_cells(places, rows, _kept_columns(columns)).view(kept).long()
     whole = torch.zeros(*values_OGK.shape[:2], OF, dtype=torch.float32)  # sums: a filled-up zero may share a place
     return whole.scatter_add_(-1, place_OGK, values_OGK.float()).to(weight.dtype).flatten(1)
 

@@ -1,0 +1,145 @@
+"""The native kernels, through their plain C interface (native/interface.cpp): found, loaded once, called by ctypes."""
+
+import ctypes
+import importlib.util
+import os
+import warnings
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from prunus.errors import UserError
+from prunus.runtime.layout import Layout
+from prunus.runtime.packed import Packed
+
+INTERFACE = 1
+LEVEL = "PRUNUS_KERNELS"  # names the instruction set to use, or "reference" for none of them
+TYPES = {torch.bfloat16: 0, torch.int8: 1, torch.float32: 2}
+INDEX = ("weight_mask", "weight_place", "weight_tile")
+
+
+class Matrix(ctypes.Structure):
+    """`prunus::Matrix` of native/matrix.h. Whoever makes one keeps the tensors that it points into."""
+
+    _fields_ = (
+        ("layout", ctypes.c_int32),
+        ("type", ctypes.c_int32),
+        ("rows", ctypes.c_int64),
+        ("columns", ctypes.c_int64),
+        ("weight", ctypes.c_void_p),
+        ("index", ctypes.c_void_p),
+        ("start", ctypes.c_void_p),
+        ("scale", ctypes.c_void_p),
+    )
+
+
+def described(packed: Packed, layout: Layout) -> Matrix:
+    """What the kernels are told of a checked matrix; its tensors have to be contiguous and to outlive this."""
+    parts = packed.parts
+    index = next((parts[name].data_ptr() for name in INDEX if name in parts), None)
+    start = parts["weight_start"].data_ptr() if "weight_start" in parts else None
+    scale = None if packed.scale_O is None else packed.scale_O.data_ptr()
+    kind = TYPES[packed.dtype]
+    return Matrix(layout.number, kind, packed.rows, packed.columns, parts["weight"].data_ptr(), index, start, scale)
+
+
+class Kernels:
+    """The loaded library. Every function takes as many threads as torch has, from torch's own pool where it can."""
+
+    def __init__(self, file: Path) -> None:
+        self._library = ctypes.CDLL(str(file))
+        self._library.prunus_level.restype = ctypes.c_char_p
+        self._library.prunus_level_named.restype = ctypes.c_char_p
+        self._library.prunus_read.restype = ctypes.c_uint64
+        if openmp := _torchs_openmp():
+            self._library.prunus_use_openmp(openmp)
+
+    @property
+    def level(self) -> str:
+        """The instruction set that is used."""
+        return str(self._library.prunus_level().decode())
+
+    @property
+    def levels(self) -> list[str]:
+        """Those that this processor has, best first."""
+        found: list[str] = []
+        while name := self._library.prunus_level_named(len(found)):
+            found.append(name.decode())
+        return found
+
+    def use_level(self, name: str) -> None:
+        """Raises UserError for one that this processor has not."""
+        if self._library.prunus_use_level(name.encode()):
+            raise UserError(f"{LEVEL}={name} is not to be had here; this processor has {', '.join(self.levels)}.")
+
+    def multiply(self, matrices: Sequence[Matrix], x_MI: Tensor) -> list[Tensor]:
+        """Products of several matrices with the same inputs (M, I), bfloat16 or fp32 and contiguous."""
+        out = [x_MI.new_empty(len(x_MI), matrix.rows) for matrix in matrices]
+        array = (Matrix * len(matrices))(*matrices)
+        pointers = (ctypes.c_void_p * len(out))(*(one.data_ptr() for one in out))
+        self._library.prunus_multiply(
+            array,
+            len(matrices),
+            ctypes.c_void_p(x_MI.data_ptr()),
+            TYPES[x_MI.dtype],
+            ctypes.c_int64(len(x_MI)),
+            pointers,
+            torch.get_num_threads(),
+        )
+        return out
+
+    def expand(self, matrix: Matrix, first_strip: int, out_OI: Tensor) -> None:
+        """Fill `out_OI` (bfloat16 or fp32, contiguous) with the rows from a strip on."""
+        self._library.prunus_expand(
+            ctypes.byref(matrix),
+            ctypes.c_int64(first_strip),
+            ctypes.c_int64(-(-len(out_OI) // 16)),
+            ctypes.c_void_p(out_OI.data_ptr()),
+            TYPES[out_OI.dtype],
+            torch.get_num_threads(),
+        )
+
+    def read(self, memory: Tensor) -> None:
+        """Read a tensor's bytes and do nothing with them."""
+        size = ctypes.c_int64(memory.numel() * memory.element_size())
+        self._library.prunus_read(ctypes.c_void_p(memory.data_ptr()), size, torch.get_num_threads())
+
+
+@cache
+def kernels() -> Kernels | None:
+    """The native library; None, with a warning, where it was not built: everything then goes by torch, slowly."""
+    level = os.environ.get(LEVEL)
+    if level == "reference":
+        return None
+    file = library_file()
+    if file is None:
+        warnings.warn(
+            "prunus was installed without its kernels (no C++ compiler was found): packed models run through a slow "
+            "reference; install a compiler and then prunus again.",
+            stacklevel=2,
+        )
+        return None
+    library = Kernels(file)
+    if level:
+        library.use_level(level)
+    return library
+
+
+def library_file() -> Path | None:
+    """Where the library lies, installed or editable."""
+    found = importlib.util.find_spec("prunus.runtime._kernels")
+    return None if found is None or found.origin is None else Path(found.origin)
+
+
+def _torchs_openmp() -> ctypes.c_void_p | None:
+    """`GOMP_parallel` of the very library that torch has loaded; None where torch uses another kind of threads."""
+    maps = Path("/proc/self/maps")
+    if not maps.is_file():
+        return None
+    files = {line.split()[-1] for line in maps.read_text().splitlines() if "libgomp" in line}
+    if len(files) != 1:
+        return None
+    return ctypes.cast(ctypes.CDLL(files.pop()).GOMP_parallel, ctypes.c_void_p)

@@ -1,0 +1,11 @@
+#if defined(__x86_64__)
+#define PRUNUS_TARGET "avx2,fma,bmi2,popcnt"
+#include "target.h"
+
+#include "portable.inl"
+
+namespace prunus {
+const Kernels avx2_kernels = {"avx2", false, product};
+}
+#include "target_end.h"
+#endif

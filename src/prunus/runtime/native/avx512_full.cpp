@@ -1,0 +1,176 @@
+// AVX-512 with VBMI, VBMI2, VNNI and BF16 (Intel from Ice Lake / Sapphire Rapids on, AMD from Zen 4).
+// A cell is one register: expanded by its mask, multiplied by two or four inputs, sixteen rows at once.
+#if defined(__x86_64__)
+#define PRUNUS_TARGET "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,avx512bf16"
+#include "target.h"
+
+#include <immintrin.h>
+
+#include "cells512.inl"
+
+namespace prunus {
+namespace {
+
+template <class To>
+inline To read(const void* from) {
+  To value;
+  __builtin_memcpy(&value, from, sizeof(To));
+  return value;
+}
+
+// bfloat16 weights, bfloat16 inputs: pairs of products, summed in fp32.
+struct PairProduct {
+  using Input = uint16_t;
+  static const Input* first(const Inputs& inputs) { return inputs.bfloat16; }
+  template <class Source>
+  static __m512 add(__m512 sum, __m512i weights, const Source& source, const Input* x) {
+    __m512i pair;
+    if constexpr (Source::kPlaced)
+      pair = _mm512_permutexvar_epi16(source.places, _mm512_set1_epi64(read<int64_t>(x)));
+    else
+      pair = _mm512_set1_epi32(read<int32_t>(x));
+    return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(weights), reinterpret_cast<__m512bh>(pair));
+  }
+};
+
+// bfloat16 weights, fp32 inputs: the weights of a pair are the two halves of a word.
+struct FloatProduct {
+  using Input = float;
+  static const Input* first(const Inputs& inputs) { return inputs.float32; }
+  template <class Source>
+  static __m512 add(__m512 sum, __m512i weights, const Source& source, const Input* x) {
+    const __m512 even = _mm512_castsi512_ps(_mm512_slli_epi32(weights, 16));
+    const __m512 odd = _mm512_castsi512_ps(_mm512_and_si512(weights, _mm512_set1_epi32(static_cast<int>(0xffff0000))));
+    __m512 x_even, x_odd;
+    if constexpr (Source::kPlaced) {
+      const __m512 four = _mm512_broadcast_f32x4(_mm_loadu_ps(x));
+      x_even = _mm512_permutexvar_ps(_mm512_and_si512(source.places, _mm512_set1_epi32(0xffff)), four);
+      x_odd = _mm512_permutexvar_ps(_mm512_srli_epi32(source.places, 16), four);
+    } else {
+      x_even = _mm512_set1_ps(x[0]);
+      x_odd = _mm512_set1_ps(x[1]);
+    }
+    return _mm512_fmadd_ps(odd, x_odd, _mm512_fmadd_ps(even, x_even, sum));
+  }
+};
+
+// Several sums for one input hide the latency of a product behind the next ones.
+template <class Product, class Source, int kBatch>
+void floats(const Matrix& m, int64_t strip, const Inputs& inputs, float (*out)[kStrip]) {
+  constexpr int kChains = kBatch == 1 ? 8 : kBatch == 2 ? 4 : kBatch == 4 ? 2 : 1;
+  constexpr int kStep = 2 * Source::kColumns;
+  __m512 sum[kChains][kBatch];
+  for (auto& chain : sum)
+    for (auto& one : chain) one = _mm512_setzero_ps();
+  Source source(m, strip, INT64_MAX);
+  Run run;
+  while (source.next_run(run, 2)) {
+    const typename Product::Input* x = Product::first(inputs) + run.column;
+    int cell = 0;
+    for (; cell + kChains <= run.cells; cell += kChains)
+#pragma GCC unroll 8
+      for (int chain = 0; chain < kChains; ++chain, x += kStep) {
+        const __m512i weights = source.next();
+#pragma GCC unroll 8
+        for (int b = 0; b < kBatch; ++b)
+          sum[chain][b] = Product::add(sum[chain][b], weights, source, x + b * inputs.stride);
+      }
+    for (; cell < run.cells; ++cell, x += kStep) {
+      const __m512i weights = source.next();
+#pragma GCC unroll 8
+      for (int b = 0; b < kBatch; ++b) sum[0][b] = Product::add(sum[0][b], weights, source, x + b * inputs.stride);
+    }
+  }
+  for (int b = 0; b < kBatch; ++b) {
+    for (int chain = 1; chain < kChains; ++chain) sum[0][b] = _mm512_add_ps(sum[0][b], sum[chain][b]);
+    _mm512_storeu_ps(out[b], sum[0][b]);
+  }
+}
+
+// int8 weights: inputs are unsigned, 128 more than they are, so 128 times the sum of the weights is taken off again.
+template <class Source, int kBatch>
+void bytes(const Matrix& m, int64_t strip, const Inputs& inputs, float (*out)[kStrip]) {
+  constexpr int kChains = kBatch == 1 ? 2 : 1;
+  constexpr int kStep = 4 * Source::kColumns;
+  const __m512i offset = _mm512_set1_epi8(static_cast<char>(128));
+  __m512 sum[kBatch];
+  for (auto& one : sum) one = _mm512_setzero_ps();
+  Source source(m, strip, kGroup / 4);
+  Run run;
+  while (source.next_run(run, 4)) {
+    __m512i products[kChains][kBatch], surplus[kChains];
+    for (int chain = 0; chain < kChains; ++chain) {
+      surplus[chain] = _mm512_setzero_si512();
+      for (auto& one : products[chain]) one = _mm512_setzero_si512();
+    }
+    const uint8_t* x = inputs.rounded + run.column;
+    const float* scale = inputs.scale + run.column / kGroup;
+    auto add = [&](int chain) __attribute__((always_inline)) {
+      const __m512i weights = source.next();
+      surplus[chain] = _mm512_dpbusd_epi32(surplus[chain], offset, weights);
+#pragma GCC unroll 8
+      for (int b = 0; b < kBatch; ++b) {
+        const uint8_t* from = x + b * inputs.stride;
+        __m512i four;
+        if constexpr (Source::kPlaced)
+          four = _mm512_permutexvar_epi8(source.places, _mm512_set1_epi64(read<int64_t>(from)));
+        else
+          four = _mm512_set1_epi32(read<int32_t>(from));
+        products[chain][b] = _mm512_dpbusd_epi32(products[chain][b], four, weights);
+      }
+      x += kStep;
+    };
+    int cell = 0;
+    for (; cell + kChains <= run.cells; cell += kChains)
+#pragma GCC unroll 4
+      for (int chain = 0; chain < kChains; ++chain) add(chain);
+    for (; cell < run.cells; ++cell) add(0);
+    if constexpr (kChains == 2) {
+      surplus[0] = _mm512_add_epi32(surplus[0], surplus[1]);
+      for (int b = 0; b < kBatch; ++b) products[0][b] = _mm512_add_epi32(products[0][b], products[1][b]);
+    }
+    for (int b = 0; b < kBatch; ++b) {
+      const __m512 whole = _mm512_cvtepi32_ps(_mm512_sub_epi32(products[0][b], surplus[0]));
+      sum[b] = _mm512_fmadd_ps(whole, _mm512_set1_ps(scale[b * (inputs.stride / kGroup)]), sum[b]);
+    }
+  }
+  for (int b = 0; b < kBatch; ++b) _mm512_storeu_ps(out[b], sum[b]);
+}
+
+template <class Source16, class Source8, int kBatch>
+void product_in(const Matrix& m, int64_t strip, const Inputs& inputs, float (*out)[kStrip]) {
+  if (m.type == kInt8)
+    bytes<Source8, kBatch>(m, strip, inputs, out);
+  else if (inputs.bfloat16)
+    floats<PairProduct, Source16, kBatch>(m, strip, inputs, out);
+  else
+    floats<FloatProduct, Source16, kBatch>(m, strip, inputs, out);
+}
+
+template <int kBatch>
+void product_of(const Matrix& m, int64_t strip, const Inputs& inputs, float (*out)[kStrip]) {
+  switch (m.layout) {
+    case kDense: return product_in<Dense, Dense, kBatch>(m, strip, inputs, out);
+    case kBitmask:
+      return product_in<Bitmask<uint16_t, uint32_t>, Bitmask<uint8_t, uint64_t>, kBatch>(m, strip, inputs, out);
+    case kTwoOfFour: return product_in<TwoOfFour<2>, TwoOfFour<1>, kBatch>(m, strip, inputs, out);
+    default: return product_in<Tiles, Tiles, kBatch>(m, strip, inputs, out);
+  }
+}
+
+// Eight inputs at once, then four, two, one: the strip is in the nearest cache from the second time on.
+void product(const Matrix& m, int64_t strip, const Inputs& inputs, int batch, float (*out)[kStrip]) {
+  int done = 0;
+  for (; batch - done >= 8; done += 8) product_of<8>(m, strip, from(inputs, done), out + done);
+  if (batch & 4) product_of<4>(m, strip, from(inputs, done), out + done), done += 4;
+  if (batch & 2) product_of<2>(m, strip, from(inputs, done), out + done), done += 2;
+  if (batch & 1) product_of<1>(m, strip, from(inputs, done), out + done);
+}
+
+}  // namespace
+
+const Kernels avx512_full_kernels = {"avx512-vbmi2", true, product};
+
+}  // namespace prunus
+#include "target_end.h"
+#endif

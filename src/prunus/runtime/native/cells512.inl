@@ -1,0 +1,139 @@
+// Where the cells of a strip come from, in registers of 512 bits: included where AVX-512 with VBMI2 may be used.
+#include <immintrin.h>
+
+#include "matrix.h"
+
+namespace prunus {
+namespace {
+
+// Cells come in runs of neighbouring columns: one run a strip for bfloat16, one for each scale of the inputs for int8.
+struct Run {
+  int64_t column;
+  int cells;
+};
+
+// Where the cells of a strip come from. `next` gives the weights; `places` which inputs they are for, in 2:4 alone.
+struct Dense {
+  static constexpr bool kPlaced = false, kWhole = false, kInPlace = true;
+  static constexpr int kColumns = 1;  // columns of the matrix that a cell covers, in units
+  const uint8_t* values;
+  int64_t left, per_run, column = 0;
+  Dense(const Matrix& m, int64_t strip, int64_t per_run)
+      : values(static_cast<const uint8_t*>(m.weight) + strip * cells_of(m) * kCellBytes),
+        left(cells_of(m)),
+        per_run(per_run) {}
+  bool next_run(Run& run, int unit) {
+    if (!left) return false;
+    run = {column, static_cast<int>(left < per_run ? left : per_run)};
+    left -= run.cells;
+    column += static_cast<int64_t>(run.cells) * unit;
+    return true;
+  }
+  __m512i next() {
+    const __m512i weights = _mm512_loadu_si512(values);
+    values += kCellBytes;
+    return weights;
+  }
+};
+
+template <class Value, class Mask>
+struct Bitmask {
+  static constexpr bool kPlaced = false, kWhole = false, kInPlace = false;
+  static constexpr int kColumns = 1;
+  const Value* values;
+  const Mask* mask;
+  int64_t left, per_run, column = 0;
+  Bitmask(const Matrix& m, int64_t strip, int64_t per_run)
+      : values(static_cast<const Value*>(m.weight) + m.start[strip]),
+        mask(static_cast<const Mask*>(m.index) + strip * cells_of(m)),
+        left(cells_of(m)),
+        per_run(per_run) {}
+  bool next_run(Run& run, int unit) {
+    if (!left) return false;
+    run = {column, static_cast<int>(left < per_run ? left : per_run)};
+    left -= run.cells;
+    column += static_cast<int64_t>(run.cells) * unit;
+    return true;
+  }
+  // The form that reads memory: it reads the values that are there and none behind them.
+  __m512i next() {
+    const Mask bits = *mask++;
+    const Value* from = values;
+    values += __builtin_popcountll(bits);
+    if constexpr (sizeof(Value) == 2)
+      return _mm512_maskz_expandloadu_epi16(bits, from);
+    else
+      return _mm512_maskz_expandloadu_epi8(bits, from);
+  }
+};
+
+// 2:4. Places are two bits for each value: spread to one byte (int8) or two (bfloat16), and inside the register's four
+// or eight columns.
+template <int kValueBytes>
+struct TwoOfFour {
+  static constexpr bool kPlaced = true, kWhole = false, kInPlace = false;
+  static constexpr int kColumns = 2;
+  const uint8_t *values, *place;
+  int64_t left, per_run, column = 0;
+  __m512i places;
+  TwoOfFour(const Matrix& m, int64_t strip, int64_t per_run)
+      : values(static_cast<const uint8_t*>(m.weight) + strip * kept_cells_of(m) * kCellBytes),
+        place(static_cast<const uint8_t*>(m.index) + strip * kept_cells_of(m) * (kValueBytes == 2 ? 8 : 16)),
+        left(kept_cells_of(m)),
+        per_run(per_run / 2 ? per_run / 2 : 1) {}
+  bool next_run(Run& run, int unit) {
+    if (!left) return false;
+    run = {column, static_cast<int>(left < per_run ? left : per_run)};
+    left -= run.cells;
+    column += static_cast<int64_t>(run.cells) * unit * kColumns;
+    return true;
+  }
+  __m512i next() {
+    const __m512i weights = _mm512_loadu_si512(values);
+    values += kCellBytes;
+    if constexpr (kValueBytes == 2) {
+      const __m512i packed = _mm512_set1_epi64(*reinterpret_cast<const int64_t*>(place));
+      // the eight places of register quarter q are its 8 bits: word k needs bits 2k, 2k + 1
+      const __m512i shifts = _mm512_set_epi64(
+          0x003e003c003a0038, 0x0036003400320030, 0x002e002c002a0028, 0x0026002400220020, 0x001e001c001a0018,
+          0x0016001400120010, 0x000e000c000a0008, 0x0006000400020000);
+      places = _mm512_and_si512(_mm512_multishift_epi64_epi8(shifts, packed), _mm512_set1_epi16(3));
+      place += 8;
+    } else {
+      const __m512i packed = _mm512_cvtepu16_epi64(_mm_loadu_si128(reinterpret_cast<const __m128i*>(place)));
+      const __m512i shifts = _mm512_set1_epi64(0x0e0c0a0806040200);
+      const __m512i half = _mm512_set1_epi32(0x04040000);  // the third and fourth value of a row: the second four
+      places = _mm512_or_si512(
+          _mm512_and_si512(_mm512_multishift_epi64_epi8(shifts, packed), _mm512_set1_epi8(3)), half);
+      place += 16;
+    }
+    return weights;
+  }
+};
+
+struct Tiles {
+  static constexpr bool kPlaced = false, kWhole = true, kInPlace = true;
+  static constexpr int kColumns = 1;
+  const uint8_t* values;
+  const int32_t *tile, *end;
+  int cells;
+  Tiles(const Matrix& m, int64_t strip, int64_t)
+      : tile(static_cast<const int32_t*>(m.index) + m.start[strip]),
+        end(static_cast<const int32_t*>(m.index) + m.start[strip + 1]),
+        cells(kTile / unit_of(m)) {
+    values = static_cast<const uint8_t*>(m.weight) + m.start[strip] * cells * kCellBytes;
+  }
+  bool next_run(Run& run, int) {
+    if (tile == end) return false;
+    run = {static_cast<int64_t>(*tile++) * kTile, cells};
+    return true;
+  }
+  __m512i next() {
+    const __m512i weights = _mm512_loadu_si512(values);
+    values += kCellBytes;
+    return weights;
+  }
+};
+
+}  // namespace
+}  // namespace prunus

@@ -1,0 +1,73 @@
+#include "inputs.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+namespace prunus {
+namespace {
+
+float widened(uint16_t value) {
+  const uint32_t bits = static_cast<uint32_t>(value) << 16;
+  float wide;
+  std::memcpy(&wide, &bits, sizeof wide);
+  return wide;
+}
+
+// To the nearest, ties to even, without asking the processor how it rounds: adding 1.5 * 2^23 leaves the whole part.
+uint8_t code_of(float multiple) {
+  const float shifted = multiple + 12582912.0f;
+  int32_t bits;
+  std::memcpy(&bits, &shifted, sizeof bits);
+  return static_cast<uint8_t>(bits - 0x4b400000 + 128);
+}
+
+}  // namespace
+
+PreparedInputs::PreparedInputs(const Given& given, bool for_bfloat16, bool for_int8, bool has_bfloat16)
+    : stride_((given.columns + kGroup - 1) / kGroup * kGroup), batch_(given.batch) {
+  const bool as_given = for_bfloat16 && has_bfloat16 && given.type == kBfloat16;
+  keeps_float32_ = for_bfloat16 && !as_given;
+  if (as_given) {
+    bfloat16_.assign(batch_ * stride_, 0);
+    for (int64_t b = 0; b < batch_; ++b)
+      std::memcpy(&bfloat16_[b * stride_], static_cast<const uint16_t*>(given.values) + b * given.columns,
+                  given.columns * sizeof(uint16_t));
+  }
+  if (keeps_float32_ || for_int8) widen(given);
+  if (for_int8) round();
+}
+
+void PreparedInputs::widen(const Given& given) {
+  float32_.assign(batch_ * stride_, 0.0f);
+  for (int64_t b = 0; b < batch_; ++b) {
+    float* to = &float32_[b * stride_];
+    if (given.type == kFloat32) {
+      std::memcpy(to, static_cast<const float*>(given.values) + b * given.columns, given.columns * sizeof(float));
+      continue;
+    }
+    const uint16_t* from = static_cast<const uint16_t*>(given.values) + b * given.columns;
+    for (int64_t i = 0; i < given.columns; ++i) to[i] = widened(from[i]);
+  }
+}
+
+void PreparedInputs::round() {
+  rounded_.resize(batch_ * stride_);
+  scale_.resize(batch_ * stride_ / kGroup);
+  for (int64_t group = 0; group < batch_ * stride_ / kGroup; ++group) {
+    const float* from = &float32_[group * kGroup];
+    float largest = 0;
+    for (int i = 0; i < kGroup; ++i) largest = std::max(largest, std::fabs(from[i]));
+    const float inverse = largest > 0 ? 127.0f / largest : 0.0f;
+    uint8_t* to = &rounded_[group * kGroup];
+    for (int i = 0; i < kGroup; ++i) to[i] = code_of(from[i] * inverse);
+    scale_[group] = largest / 127.0f;
+  }
+}
+
+Inputs PreparedInputs::inputs() const {
+  return {bfloat16_.empty() ? nullptr : bfloat16_.data(), keeps_float32_ ? float32_.data() : nullptr,
+          rounded_.empty() ? nullptr : rounded_.data(), scale_.empty() ? nullptr : scale_.data(), stride_};
+}
+
+}  // namespace prunus

@@ -1,0 +1,5 @@
+#include "portable.inl"
+
+namespace prunus {
+const Kernels portable_kernels = {"portable", false, product};
+}

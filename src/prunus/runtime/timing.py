@@ -1,0 +1,90 @@
+"""What a product with a packed matrix costs on this machine, when its weights come from memory and not from a cache.
+
+A model's weights are read once for each token and are too many to stay in a cache between two tokens. So a matrix is
+timed through copies of it, one after another, that are together larger than any cache; and since the bandwidth of
+shared machines moves by half within minutes, whatever is compared is timed in turn, a round at a time.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from prunus.runtime import Packed, pack
+from prunus.runtime.multiply import Multiplier
+from prunus.runtime.native import kernels
+
+Timed = Callable[[], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """What is timed: `run` reads `num_bytes` of weights from memory."""
+
+    run: Timed
+    num_bytes: int
+
+
+def copied(packed: Packed) -> Packed:
+    """The same matrix elsewhere in memory."""
+    parts = {name: part.clone() for name, part in packed.parts.items()}
+    return replace(packed, parts=parts, scale_O=None if packed.scale_O is None else packed.scale_O.clone())
+
+
+def products(packed: Packed, x_MI: Tensor, at_least: int) -> Pass:
+    """Products of the same inputs with as many copies of a matrix as take `at_least` bytes."""
+    count = max(1, -(-at_least // packed.num_bytes))
+    multipliers = [Multiplier(packed), *(Multiplier(copied(packed)) for _ in range(count - 1))]
+    return Pass(lambda: [multiplier(x_MI) for multiplier in multipliers], count * packed.num_bytes)
+
+
+def reading(num_bytes: int) -> Pass:
+    """Memory that is read and nothing else: the ceiling of every other pass. Raises where there are no kernels."""
+    native, memory = kernels(), torch.ones(num_bytes // 8, dtype=torch.int64)
+    assert native is not None, "the ceiling is measured by the native library"
+    return Pass(lambda: native.read(memory), num_bytes)
+
+
+def in_turn(passes: Mapping[str, Pass], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each pass in each round, after one that is not counted; every other round runs backwards."""
+    seconds: dict[str, list[float]] = {name: [] for name in passes}
+    for each in range(rounds + 1):
+        for name in list(passes)[:: 1 if each % 2 else -1]:
+            start = time.perf_counter()
+            passes[name].run()
+            if each:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def random_matrix(rows: int, columns: int, pattern: str, seed: int = 0) -> Tensor:
+    """Normal weights with zeros as a pattern wants them: "0.5" anywhere, "2:4", "tiles-0.5" in tiles of 16 x 16."""
+    generator = torch.Generator().manual_seed(seed)
+    weight_OI = torch.randn(rows, columns, generator=generator).bfloat16()
+    return weight_OI * _kept(rows, columns, pattern, generator)
+
+
+def _kept(rows: int, columns: int, pattern: str, generator: torch.Generator) -> Tensor:
+    if pattern == "2:4":
+        scores = torch.rand(rows, columns // 4, 4, generator=generator)
+        return (scores.argsort(-1).argsort(-1) < 2).view(rows, columns)
+    if pattern.startswith("tiles-"):
+        tiles = torch.rand(-(-rows // 16), -(-columns // 16), generator=generator) >= float(
+            pattern.removeprefix("tiles-")
+        )
+        return tiles.repeat_interleave(16, 0)[:rows].repeat_interleave(16, 1)[:, :columns]
+    return torch.rand(rows, columns, generator=generator) >= float(pattern)
+
+
+def packed_as(pattern: str, dtype: torch.dtype, rows: int, columns: int) -> Packed:
+    """A random matrix with a pattern, in the layout made for it."""
+    layout = {"2:4": "2:4", "0": "dense"}.get(pattern, "tiles" if pattern.startswith("tiles-") else "bitmask")
+    packed = pack(random_matrix(rows, columns, pattern), layout, dtype)
+    assert packed is not None
+    return packed
+
+
+def median(values: Sequence[float]) -> float:
+    return sorted(values)[len(values) // 2]

@@ -66,7 +66,9 @@ class PackedLinear(nn.Module):
         return y_MO.view(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
-        return f"in_features={self.in_features}, out_features={self.out_features}, {self.entry.layout}, {self.entry.type}"
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, {self.entry.layout}, {self.entry.type}"
+        )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """`model.to(...)`: tensors move, but their types are the format's. What holds their addresses is made anew."""

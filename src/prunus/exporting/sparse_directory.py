@@ -31,7 +31,7 @@ from prunus.models.axes import shapes_of
 from prunus.models.configs import edited_config
 from prunus.models.footprint import footprint
 from prunus.models.spec import LinearSpec
-from prunus.runtime import TYPES, LAYOUTS
+from prunus.runtime import LAYOUTS, TYPES
 from prunus.runtime.choose import pack_cheapest
 from prunus.runtime.entry import BIAS, SCALE, Entry, packing
 from prunus.runtime.packed import Packed

@@ -28,9 +28,11 @@ from prunus.runtime.packed import Packed
 from prunus.runtime.quantizer import replace_linears
 from prunus.runtime.timing import packed_as
 
+ADVISES = "sparse-cpu"
 LLAMA_CPP_SHARE = 0.8  # of the memory's bandwidth: docs/engines.md has what was measured
 BITS_OF_4 = 4.5  # Q4_0: 32 weights of 4 bits and a scale of 16
 _PROMPT, _TOKENS = 16, 24
+_LEAST = 512
 
 
 def advise(model: StreamedModel) -> dict[str, Any]:
@@ -45,13 +47,13 @@ def advise(model: StreamedModel) -> dict[str, Any]:
     if not shapes:
         raise UserError(f"{model.checkpoint.path} has no matrix that could be packed: all of them are experts.")
     with progress("Micro-benchmark", 2) as advance:
-        costs = measure_costs(max(shapes, key=lambda shape: shape[0] * shape[1] * shapes[shape]))
+        costs = measure_costs(_typical(shapes))
         advance(1, "the rest of a token")
         outside = _outside(model, shapes)
         advance(1)
     rows = [_row(model, shapes, costs, outside, pattern, kind) for kind in TYPES for pattern in PATTERNS]
     return {
-        "engine": "sparse-cpu",
+        "engine": ADVISES,
         "level": native.level,
         "threads": torch.get_num_threads(),
         "bandwidth_gigabytes_per_second": costs.memory / 1e9,
@@ -65,6 +67,12 @@ def advise(model: StreamedModel) -> dict[str, Any]:
 def _packable(model: StreamedModel) -> Counter[tuple[int, int]]:
     """How many matrices of each shape the blocks have, experts left out."""
     return Counter(linear.shape for _, linear in model.spec.matrices if linear.expert is None)
+
+
+def _typical(shapes: Counter[tuple[int, int]]) -> tuple[int, int]:
+    """The shape that most weights have; not so small that copies of it are many and mostly calls."""
+    rows, columns = max(shapes, key=lambda shape: shape[0] * shape[1] * shapes[shape])
+    return max(rows, _LEAST), max(columns, _LEAST)
 
 
 def _head(model: StreamedModel) -> tuple[int, int]:

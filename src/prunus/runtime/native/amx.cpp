@@ -113,7 +113,7 @@ void product(const Matrix& m, int64_t strip, const Inputs& inputs, int batch, fl
   if (batch < kFewest || m.type != kBfloat16 || !inputs.bfloat16)
     return avx512_full_kernels.product(m, strip, inputs, batch, out);
   switch (m.layout) {
-    case kDense: return product_in<Dense>(m, strip, inputs, batch, out);
+    case kDense: return product_in<Dense<false>>(m, strip, inputs, batch, out);
     case kBitmask: return product_in<Bitmask<uint16_t, uint32_t>>(m, strip, inputs, batch, out);
     case kTwoOfFour: return product_in<TwoOfFour<2>>(m, strip, inputs, batch, out);
     default: return product_in<Tiles>(m, strip, inputs, batch, out);

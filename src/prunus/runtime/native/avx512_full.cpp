@@ -150,7 +150,7 @@ void product_in(const Matrix& m, int64_t strip, const Inputs& inputs, float (*ou
 template <int kBatch>
 void product_of(const Matrix& m, int64_t strip, const Inputs& inputs, float (*out)[kStrip]) {
   switch (m.layout) {
-    case kDense: return product_in<Dense, Dense, kBatch>(m, strip, inputs, out);
+    case kDense: return product_in<Dense<false>, Dense<true>, kBatch>(m, strip, inputs, out);
     case kBitmask:
       return product_in<Bitmask<uint16_t, uint32_t>, Bitmask<uint8_t, uint64_t>, kBatch>(m, strip, inputs, out);
     case kTwoOfFour: return product_in<TwoOfFour<2>, TwoOfFour<1>, kBatch>(m, strip, inputs, out);

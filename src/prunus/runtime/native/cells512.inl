@@ -12,7 +12,14 @@ struct Run {
   int cells;
 };
 
+// Weights are asked for this many bytes before they are used: the hardware asks too late, above all when a cell takes few
+// bytes (80% zeros: 9.2 GB/s of a thread against 5.6 without, Sapphire Rapids). Past the end it does no harm.
+constexpr int kAhead = 2048, kMaskAhead = 512;
+
+inline void ask_for(const void* memory, int ahead) { _mm_prefetch(static_cast<const char*>(memory) + ahead, _MM_HINT_T0); }
+
 // Where the cells of a strip come from. `next` gives the weights; `places` which inputs they are for, in 2:4 alone.
+template <bool kAsk>  // for bfloat16 it was slower with asking
 struct Dense {
   static constexpr bool kPlaced = false, kWhole = false, kInPlace = true;
   static constexpr int kColumns = 1;  // columns of the matrix that a cell covers, in units
@@ -30,6 +37,7 @@ struct Dense {
     return true;
   }
   __m512i next() {
+    if constexpr (kAsk) ask_for(values, kAhead);
     const __m512i weights = _mm512_loadu_si512(values);
     values += kCellBytes;
     return weights;
@@ -57,6 +65,8 @@ struct Bitmask {
   }
   // The form that reads memory: it reads the values that are there and none behind them.
   __m512i next() {
+    ask_for(mask, kMaskAhead);
+    ask_for(values, kAhead);
     const Mask bits = *mask++;
     const Value* from = values;
     values += __builtin_popcountll(bits);
@@ -89,6 +99,7 @@ struct TwoOfFour {
     return true;
   }
   __m512i next() {
+    ask_for(values, kAhead);
     const __m512i weights = _mm512_loadu_si512(values);
     values += kCellBytes;
     if constexpr (kValueBytes == 2) {
@@ -129,6 +140,7 @@ struct Tiles {
     return true;
   }
   __m512i next() {
+    ask_for(values, kAhead);
     const __m512i weights = _mm512_loadu_si512(values);
     values += kCellBytes;
     return weights;

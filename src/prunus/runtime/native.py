@@ -55,13 +55,14 @@ class Kernels:
         self._library.prunus_level.restype = ctypes.c_char_p
         self._library.prunus_level_named.restype = ctypes.c_char_p
         self._library.prunus_read.restype = ctypes.c_uint64
+        self._level = self._library.prunus_level().decode()
         if openmp := _torchs_openmp():
             self._library.prunus_use_openmp(openmp)
 
     @property
     def level(self) -> str:
         """The instruction set that is used."""
-        return str(self._library.prunus_level().decode())
+        return self._level
 
     @property
     def levels(self) -> list[str]:
@@ -75,6 +76,7 @@ class Kernels:
         """Raises UserError for one that this processor has not."""
         if self._library.prunus_use_level(name.encode()):
             raise UserError(f"{LEVEL}={name} is not to be had here; this processor has {', '.join(self.levels)}.")
+        self._level = name
 
     def multiply(self, matrices: Sequence[Matrix], x_MI: Tensor) -> list[Tensor]:
         """Products of several matrices with the same inputs (M, I), bfloat16 or fp32 and contiguous."""

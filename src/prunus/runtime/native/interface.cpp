@@ -15,7 +15,6 @@
 #include <sys/mman.h>
 #endif
 
-#include "expand.h"
 #include "inputs.h"
 #include "matrix.h"
 #include "threads.h"
@@ -135,49 +134,16 @@ struct Expansion {
   int64_t first, strips;
   void* out;
   Type type;
+  const Kernels& code;
   std::atomic<int64_t> next{0};
 
   void run() {
     for (int64_t strip; (strip = next.fetch_add(1)) < strips;) {
-      if (matrix.type == kInt8)
-        one<int8_t, 4>(strip);
-      else
-        one<uint16_t, 2>(strip);
+      const int64_t rows = std::min<int64_t>(kStrip, matrix.rows - (first + strip) * kStrip);
+      const int64_t before = strip * kStrip * matrix.columns * (type == kFloat32 ? sizeof(float) : sizeof(uint16_t));
+      code.expand(matrix, first + strip, static_cast<int>(rows), type, static_cast<char*>(out) + before);
     }
   }
-
-  template <class Value, int kUnit>
-  void one(int64_t strip) {
-    const int64_t begin = strip * kStrip, columns = matrix.columns;
-    const int64_t rows = std::min<int64_t>(kStrip, matrix.rows - (first + strip) * kStrip);
-    const size_t size = type == kFloat32 ? sizeof(float) : sizeof(uint16_t);
-    const bool covers = matrix.layout == kDense || matrix.layout == kBitmask;
-    if (!covers) std::memset(static_cast<char*>(out) + begin * columns * size, 0, rows * columns * size);
-    Cells<Value, kUnit> cells(matrix, first + strip);
-    while (cells.next())
-      for (int r = 0; r < rows; ++r)
-        for (int u = 0; u < kUnit; ++u) {
-          int64_t column = cells.column + u;
-          const Value value = cells.values[r * kUnit + u];
-          if (matrix.layout == kTwoOfFour) {
-            if (value == 0) continue;
-            column = cells.column + cells.places[r * kUnit + u] + u / 2 * 4;
-          }
-          if (column >= columns) continue;
-          put((begin + r) * columns + column, value, (first + strip) * kStrip + r);
-        }
-  }
-
-  void put(int64_t index, uint16_t value, int64_t) {
-    if (type == kBfloat16) {
-      static_cast<uint16_t*>(out)[index] = value;
-      return;
-    }
-    const uint32_t bits = static_cast<uint32_t>(value) << 16;
-    std::memcpy(static_cast<float*>(out) + index, &bits, sizeof bits);
-  }
-
-  void put(int64_t index, int8_t value, int64_t row) { store(out, index, type, value * matrix.scale[row]); }
 };
 
 // Reads memory and nothing else: the bandwidth that kernels can reach at best.
@@ -248,7 +214,7 @@ EXPORTED void prunus_multiply(const Matrix* matrices, int32_t count, const void*
 
 EXPORTED void prunus_expand(const Matrix* matrix, int64_t first_strip, int64_t strips, void* out, int32_t type,
                             int32_t threads) {
-  Expansion expansion{*matrix, first_strip, strips, out, static_cast<Type>(type)};
+  Expansion expansion{*matrix, first_strip, strips, out, static_cast<Type>(type), kernels()};
   in_parallel(expansion, threads);
 }
 

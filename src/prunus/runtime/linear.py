@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from prunus.errors import UserError
-from prunus.runtime import check_packed
 from prunus.runtime.entry import BIAS, SCALE, Entry
 from prunus.runtime.multiply import Multiplier
 from prunus.runtime.operator import handle_of, packed_linear
@@ -40,12 +39,10 @@ class PackedLinear(nn.Module):
 
     @torch.compiler.disable
     def prepare(self) -> Multiplier:
-        """Look at every part once, so that kernels may trust them. Raises UserError for what is not one matrix."""
+        """Have every part looked at once, so that kernels may trust them. Raises UserError for what is not one matrix."""
         if self.weight.device.type != "cpu":
             raise UserError(f"packed models run on the CPU, and this one lies on {self.weight.device}; move it back.")
-        packed = self.packed
-        check_packed(packed)
-        self._multiplier, self._handle = Multiplier(packed), handle_of(self)
+        self._multiplier, self._handle = Multiplier(self.packed), handle_of(self)
         return self._multiplier
 
     def multiply(self, x_MI: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Damaged and malicious packed models: whatever is in the files, it opens to finite shapes or is refused in a sentence."""
+"""Damaged and malicious packed models: whatever is in the files, they open or are refused in a sentence."""
 
 import json
 import random

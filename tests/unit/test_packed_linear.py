@@ -121,7 +121,9 @@ def test_elsewhere_it_does_not_run():
 
 
 def test_it_says_what_it_is():
-    assert "in_features=52, out_features=37, dense, bf16" in repr(module(pack(matrix("dense"), "dense", torch.bfloat16)))
+    assert "in_features=52, out_features=37, dense, bf16" in repr(
+        module(pack(matrix("dense"), "dense", torch.bfloat16))
+    )
 
 
 # --- the choice of a layout ---

@@ -73,7 +73,9 @@ print(sum(type(module).__name__ == "PackedLinear" for module in model.modules())
 """
 
 
-@pytest.mark.parametrize("imports", ["import prunus", "import transformers.modeling_utils\nimport prunus", "import transformers, prunus"])
+@pytest.mark.parametrize(
+    "imports", ["import prunus", "import transformers.modeling_utils\nimport prunus", "import transformers, prunus"]
+)
 def test_it_opens_whichever_was_imported_first(packed, imports):
     assert run_fresh(OPEN.format(imports=imports), packed).split() == ["22"]
 
@@ -299,7 +301,9 @@ def test_a_mask_that_disagrees_with_the_values_is_refused(broken):
             mask[0, 0] = ~mask[0, 0]
 
     broken.tensors(flip)
-    with pytest.raises(UserError, match=f"{broken.name}: the packed matrix is damaged: where its strips start does not"):
+    with pytest.raises(
+        UserError, match=f"{broken.name}: the packed matrix is damaged: where its strips start does not"
+    ):
         plain(broken.folder)
     with pytest.raises(UserError, match="the packed matrix is damaged"):
         open_checkpoint(broken.folder).read(f"{broken.name}.weight")
@@ -365,7 +369,7 @@ def test_sizes_that_are_not_the_model_s_are_refused(broken):
 
 def test_a_tied_head_cannot_be_packed(broken):
     broken.config(lambda config: config.update(tie_word_embeddings=True))
-    with pytest.raises(UserError, match="lm_head is a matrix .*is tied to another"):
+    with pytest.raises(UserError, match=r"lm_head is a matrix .*is tied to another"):
         plain(broken.folder)
 
 

@@ -29,6 +29,9 @@ class Multiplier:
         check_packed(packed)
         self.packed = packed
         self.matrix = described(packed, LAYOUTS[packed.layout])
+        if native := kernels():
+            for part in packed.parts.values():
+                native.use_huge_pages(part)
 
     def __call__(self, x_MI: Tensor) -> Tensor:
         return multiply_together([self], x_MI)[0]

@@ -18,6 +18,7 @@ from prunus.runtime.packed import Packed
 INTERFACE = 1
 LEVEL = "PRUNUS_KERNELS"  # names the instruction set to use, or "reference" for none of them
 TYPES = {torch.bfloat16: 0, torch.int8: 1, torch.float32: 2}
+HUGE_PAGE = 2 << 20
 INDEX = ("weight_mask", "weight_place", "weight_tile")
 
 
@@ -101,6 +102,12 @@ class Kernels:
             TYPES[out_OI.dtype],
             torch.get_num_threads(),
         )
+
+    def use_huge_pages(self, memory: Tensor) -> None:
+        """Large pages for a tensor that will be read many times, where the system has them."""
+        size = memory.numel() * memory.element_size()
+        if size >= HUGE_PAGE:
+            self._library.prunus_use_huge_pages(ctypes.c_void_p(memory.data_ptr()), ctypes.c_int64(size))
 
     def read(self, memory: Tensor) -> None:
         """Read a tensor's bytes and do nothing with them."""

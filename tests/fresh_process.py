@@ -24,10 +24,10 @@ assert "prunus" not in sys.modules
 """
 
 
-def run_fresh(code: str, *arguments: object) -> str:
-    """Run Python code in a process of its own; returns what it printed."""
+def run_fresh(code: str, *arguments: object, timeout: float | None = None) -> str:
+    """Run Python code in a process of its own; returns what it printed. One that takes too long (s) is ended."""
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    found = subprocess.run(command, check=False, capture_output=True, text=True)
+    found = subprocess.run(command, check=False, capture_output=True, text=True, timeout=timeout)
     assert found.returncode == 0, found.stderr
     return found.stdout
 

@@ -1,7 +1,6 @@
 #include "inputs.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 
 namespace prunus {
@@ -12,6 +11,20 @@ float widened(uint16_t value) {
   float wide;
   std::memcpy(&wide, &bits, sizeof wide);
   return wide;
+}
+
+// The largest of kGroup absolute values. As whole numbers floats compare as they do otherwise, and NaN is above
+// infinity: a group with NaN has the scale NaN, and so have the products it is part of.
+float largest_of(const float* values) {
+  int32_t largest = 0;
+  for (int i = 0; i < kGroup; ++i) {
+    int32_t bits;
+    std::memcpy(&bits, &values[i], sizeof bits);
+    largest = std::max(largest, bits & 0x7fffffff);
+  }
+  float value;
+  std::memcpy(&value, &largest, sizeof value);
+  return value;
 }
 
 // To the nearest, ties to even, without asking the processor how it rounds: adding 1.5 * 2^23 leaves the whole part.
@@ -56,8 +69,7 @@ void PreparedInputs::round() {
   scale_.resize(batch_ * stride_ / kGroup);
   for (int64_t group = 0; group < batch_ * stride_ / kGroup; ++group) {
     const float* from = &float32_[group * kGroup];
-    float largest = 0;
-    for (int i = 0; i < kGroup; ++i) largest = std::max(largest, std::fabs(from[i]));
+    const float largest = largest_of(from);
     const float inverse = largest > 0 ? 127.0f / largest : 0.0f;
     uint8_t* to = &rounded_[group * kGroup];
     for (int i = 0; i < kGroup; ++i) to[i] = code_of(from[i] * inverse);

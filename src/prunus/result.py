@@ -25,6 +25,8 @@ BRIEF = (
     "type",
     "file",
     "bytes",
+    "layouts",
+    "coverage",
     "proof",
     "seconds",
     "peak_memory_bytes",

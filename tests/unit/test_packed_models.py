@@ -14,6 +14,7 @@ from fresh_process import run_fresh, streamed_logits
 from packed_models import save_sparse, write_packed
 from prunus.checkpoint import open_checkpoint
 from prunus.errors import UserError
+from prunus.models.whole import load_whole
 from prunus.runtime.entry import QUANT_METHOD
 from prunus.runtime.linear import PackedLinear
 
@@ -376,6 +377,18 @@ def test_a_tied_head_cannot_be_packed(broken):
 def test_other_classes_are_refused(packed):
     with pytest.raises(UserError, match="open it with AutoModelForCausalLM"):
         AutoModel.from_pretrained(packed)
+
+
+@pytest.mark.parametrize("device_map", [None, "cpu", "auto", {"": "cpu"}])
+def test_the_cpu_may_be_named(packed, device_map):
+    with torch.no_grad():
+        found = AutoModelForCausalLM.from_pretrained(packed, dtype=torch.float32, device_map=device_map)(TOKENS).logits
+        assert torch.equal(found, prunus.load(packed, dtype="float32")(TOKENS).logits)
+
+
+def test_another_device_is_refused(packed):
+    with pytest.raises(UserError, match="is packed for the CPU, and meta was asked for; give --device cpu"):
+        load_whole(open_checkpoint(packed), None, "meta")
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,29 @@ def test_without_its_record_it_is_still_a_model(run, tmp_path):
     assert profile["parameters"] == step["parameters"]
 
 
+def test_the_command_says_what_was_packed(run, model, prunus):
+    code, printed, errors = prunus("export", model, run.path, "--to", "sparse:int8")
+    assert code == 0
+    told = json.loads(printed.splitlines()[-1])
+    assert told["coverage"] == run.last_step["coverage"]
+    assert "packed: 1 dense, " in errors
+    assert "; 21 bitmask, " in errors
+
+
+def test_the_report_shows_it(run, tmp_path):
+    page = prunus.report([run.path], tmp_path / "report.html")
+    assert "sparse-cpu" in page.read_text(encoding="utf-8")
+
+
+def test_a_recipe_may_end_in_it(model, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    step = {"method": "magnitude", "pattern": "0.5"}
+    steps = [{"sparsify": step}, {"export": {"to": "sparse"}}]
+    recipe.write_text(json.dumps({"version": 1, "model": str(model), "steps": steps}))
+    made = prunus.run(recipe, tmp_path / "out")
+    assert made.last_step["layouts"]["bitmask"]["matrices"] == 21
+
+
 def test_a_full_disk_is_seen_beforehand(model, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: SimpleNamespace(free=1000))
     with pytest.raises(UserError, match=r"needs about 0\.0 GiB, and 0\.0 are free; choose another disk"):

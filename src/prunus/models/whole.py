@@ -31,21 +31,25 @@ def load(
         raise UserError(f"dtype={dtype!r} is not known; allowed are {CHECKPOINTS_OWN}, {', '.join(DTYPES)}.")
     checkpoint = open_checkpoint(model, trust_remote_code=trust_remote_code)
     check_config(checkpoint.config, trust_remote_code=trust_remote_code)
-    return load_whole(checkpoint, DTYPES.get(dtype), choose_device(device))
+    only_there = "cpu" if checkpoint.packed and device == "auto" else device
+    return load_whole(checkpoint, DTYPES.get(dtype), choose_device(only_there))
 
 
 def load_whole(checkpoint: Checkpoint, dtype: torch.dtype | None, device: str | torch.device) -> Any:
     """The model with its weights, in evaluation mode; never from the network, never pickle. `dtype` None: its own.
 
-    Raises UserError for a quantized one where transformers lacks the package that reads it.
+    Raises UserError for a quantized one where transformers lacks the package that reads it, and for a packed one that
+    is to run elsewhere than on the CPU.
     """
     if checkpoint.scheme is not None and not is_compressed_tensors_available():
         raise UserError(
             f"{checkpoint.path} is quantized ({checkpoint.scheme.name}), and transformers loads that with "
             "compressed-tensors; install it with `pip install 'prunus[quantize]'`."
         )
-    if checkpoint.packed:  # refused in a sentence here, and by transformers in a table
-        TensorNames(build_on_meta(checkpoint.config, dtype=torch.float32), checkpoint.tensors)
+    if checkpoint.packed:
+        if torch.device(device).type != "cpu":
+            raise UserError(f"{checkpoint.path} is packed for the CPU, and {device} was asked for; give --device cpu.")
+        TensorNames(build_on_meta(checkpoint.config, dtype=torch.float32), checkpoint.tensors)  # misfits, in a sentence
     if layer_fields(checkpoint.config) is not None:
         return _assembled(checkpoint, dtype).to(device).eval()
     with quiet_libraries():

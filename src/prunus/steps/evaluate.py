@@ -95,8 +95,10 @@ def _of_export(
         with EngineSource(worker, exported, load_tokenizer(reader), reader.config) as source:
             beside = _forward(reader, checked, max_memory).source(dense) if dense else None
             results += _on_text(source, beside, checked)
-    rest = checked.model_copy(update={"text": (), "choices": None})
-    return results + _measure(reader, dense, rest, _forward(reader, checked, max_memory))
+    if checked.prompts or checked.tasks:
+        rest = checked.model_copy(update={"text": (), "choices": None})
+        results += _measure(reader, dense, rest, _forward(reader, checked, max_memory))
+    return results
 
 
 def _check(settings: EvaluateSettings, checkpoints: list[Checkpoint]) -> None:

@@ -69,12 +69,29 @@ def show_exported(run: Run) -> None:
         markup=False,
         soft_wrap=True,
     )
+    if "coverage" in step:
+        _show_packed(step["layouts"], step["coverage"])
     console.print(
         f"proved by {proof['engine']}: KL {proof['kl']:.2g} nats over {proof['positions']} positions (allowed "
         f"{proof['kl_allowed']:g}), perplexity {perplexity['engine']:.3f} (transformers "
         f"{perplexity['transformers']:.3f}), {greedy['equal']} of {greedy['new_tokens']} greedy tokens "
         f"equal before the first difference, tokenization equal  [{proof['dataset']}, {proof['windows']} windows "
         f"of {proof['window']}].",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def _show_packed(layouts: dict[str, dict[str, int]], coverage: dict[str, float]) -> None:
+    """What the matrices were packed in, and how much of a decoded token that is."""
+    used = (
+        f"{one['matrices']} {name}, {one['bytes'] / 1e6:,.1f} MB in place of {one['bytes_dense'] / 1e6:,.1f}"
+        for name, one in layouts.items()
+        if one["matrices"]
+    )
+    console.print(
+        f"packed: {'; '.join(used)}. Of the bytes that a decoded token reads, {coverage['packed']:.0%} go through "
+        f"packed matrices, {coverage['sparse']:.0%} through those that leave zeros out.",
         markup=False,
         soft_wrap=True,
     )

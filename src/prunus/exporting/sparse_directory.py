@@ -162,7 +162,7 @@ def _check(model: StreamedModel, kind: FileType) -> list[str]:
 def _size(model: StreamedModel, kind: FileType) -> int:
     """At most: every matrix in the layout that leaves nothing out."""
     packer, itemsize = Packer(model, kind.name), TYPES[kind.name].itemsize
-    matrices = sum((source.linear.shape[0] + 16) * (source.linear.shape[1] + 4) * itemsize for source in packer.sources)
+    matrices = sum((source.linear.shape[0] + 16) * (source.linear.shape[1] + 8) * itemsize for source in packer.sources)
     others = [info for key, info in model.checkpoint.tensors.items() if key not in packer.replaced]
     return matrices + sum(info.num_elements * OTHERS.itemsize for info in others)
 

@@ -14,6 +14,7 @@ from prunus.benchmark.paired import Times
 from prunus.checkpoint import open_checkpoint
 from prunus.machine_choice import DTYPES
 from prunus.models.whole import load_whole
+from prunus.runtime.linear import PackedLinear
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +47,7 @@ class TransformersRunner:
         return {
             "path": str(self.directory),
             "bytes_on_disk": sum(file.stat().st_size for file in self.directory.glob("*.safetensors")),
-            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "parameters": sum(p.numel() for p in self.model.parameters()) + sum(map(_weights, _packed(self.model))),
             "decode_bytes_per_token": decode_bytes(self.model),
         }
 
@@ -95,5 +96,15 @@ def decode_bytes(model: Any) -> int:
     output_weight = None if output is None else output.weight
     tables = {m.weight for m in model.modules() if isinstance(m, nn.Embedding) and m.weight is not output_weight}
     unread = sum((table.numel() - table.shape[1]) * table.element_size() for table in tables)
-    everything: int = sum(p.numel() * p.element_size() for p in model.parameters())
+    buffers = [buffer for module in _packed(model) for buffer in module.buffers()]
+    everything: int = sum(one.numel() * one.element_size() for one in [*model.parameters(), *buffers])
     return everything - unread
+
+
+def _packed(model: Any) -> list[PackedLinear]:
+    return [module for module in model.modules() if isinstance(module, PackedLinear)]
+
+
+def _weights(module: PackedLinear) -> int:
+    """As many as the layer that it stands for has, zeros and all."""
+    return module.in_features * module.out_features + (0 if module.bias is None else module.out_features)

@@ -24,7 +24,7 @@ def matrices_of(quantization: Any) -> dict[str, Entry]:
 
 
 def as_whole(tensors: "dict[str, TensorInfo]", packed: dict[str, Entry]) -> "dict[str, TensorInfo]":
-    """The tensors as they are read: in place of its parts, each packed matrix. Raises UserError for parts that misfit."""
+    """The tensors as they are read: in place of its parts, each packed matrix. UserError for parts that misfit."""
     found = dict(tensors)
     headers = {name: (info.shape, info.dtype) for name, info in tensors.items()}
     for name, entry in packed.items():

@@ -124,13 +124,16 @@ def profile(
     text: Annotated[str, typer.Option(help="Text for --sensitivity.")] = "builtin",
     length: Annotated[int, typer.Option(help="Tokens per window for --sensitivity.")] = 256,
     windows: Annotated[int, typer.Option(help="Windows for --sensitivity.")] = 8,
+    engine: Annotated[str | None, typer.Option(help="sparse-cpu: predict the speed of packed models here.")] = None,
     dtype: opt.Dtype = "auto",
     device: opt.Device = "auto",
     trust_remote_code: opt.Trust = False,
 ) -> None:
-    """Show where parameters, bytes and FLOPs are, and which blocks bear pruning.
+    """Show where parameters, bytes and FLOPs are, which blocks bear pruning, and what packing would gain on this CPU.
 
     Example: `prunus profile org/model --sensitivity --pattern 2:4 --into out`
+
+    Example: `prunus profile org/model --engine sparse-cpu`
     """
     from prunus.steps.profile import profile as step
     from prunus.terminal.tables import show_profile
@@ -144,6 +147,7 @@ def profile(
         text=text,
         length=length,
         windows=windows,
+        engine=engine,
         dtype=dtype,
         device=device,
         trust_remote_code=trust_remote_code,

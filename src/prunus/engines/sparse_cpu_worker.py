@@ -15,12 +15,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
-from worker_loop import memory, serve  # noqa: E402
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from worker_loop import memory, serve
 
-import prunus  # noqa: E402, F401 it lets transformers open packed models
+import prunus  # noqa: F401 it lets transformers open packed models
 
 
 class Model:

@@ -31,7 +31,7 @@ from prunus.models.axes import shapes_of
 from prunus.models.configs import edited_config
 from prunus.models.footprint import footprint
 from prunus.models.spec import LinearSpec
-from prunus.runtime import TYPES, LAYOUTS
+from prunus.runtime import LAYOUTS, TYPES
 from prunus.runtime.choose import pack_cheapest
 from prunus.runtime.entry import BIAS, SCALE, Entry, packing
 from prunus.runtime.packed import Packed
@@ -149,7 +149,9 @@ def _check(model: StreamedModel, kind: FileType) -> list[str]:
         raise UserError(f"{model.checkpoint.path} has no matrix that could be packed: all of them are experts.")
     notes = []
     if experts := sum(linear.expert is not None for _, linear in model.spec.matrices):
-        notes.append(f"{experts} matrices of experts stay as they are: they are not packed, and zeros in them are read.")
+        notes.append(
+            f"{experts} matrices of experts stay as they are: they are not packed, and zeros in them are read."
+        )
     if packer.copies_head:
         notes.append("the output head is tied to the embedding: it gets int8 weights of its own, the embedding stays.")
     elif model.spec.head is None:
@@ -188,7 +190,11 @@ def _describe(folder: Path) -> dict[str, Any]:
     model = StreamedModel(checkpoint, dtype=torch.float32)
     weight = footprint(model, shapes_of(model.config), model.config)
     matrices = [_row(name, entry, checkpoint.tensors[name].num_bytes) for name, entry in checkpoint.packed.items()]
-    others = [str(info.dtype).removeprefix("torch.") for name, info in checkpoint.tensors.items() if name not in checkpoint.packed]
+    others = [
+        str(info.dtype).removeprefix("torch.")
+        for name, info in checkpoint.tensors.items()
+        if name not in checkpoint.packed
+    ]
     layouts = {name: _sum(matrices, name) for name in LAYOUTS}
     return {
         "tensors": dict(Counter([*(f"{row['layout']} {row['type']}" for row in matrices), *others])),
@@ -208,7 +214,8 @@ def _row(name: str, entry: Entry, num_bytes: int) -> dict[str, Any]:
         "layout": entry.layout,
         "type": entry.type,
         "bytes": num_bytes,
-        "bytes_dense": entry.rows * entry.columns * entry.dtype.itemsize + (4 * entry.rows if entry.type == "int8" else 0),
+        "bytes_dense": entry.rows * entry.columns * entry.dtype.itemsize
+        + (4 * entry.rows if entry.type == "int8" else 0),
     }
 
 

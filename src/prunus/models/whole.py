@@ -44,6 +44,8 @@ def load_whole(checkpoint: Checkpoint, dtype: torch.dtype | None, device: str | 
             f"{checkpoint.path} is quantized ({checkpoint.scheme.name}), and transformers loads that with "
             "compressed-tensors; install it with `pip install 'prunus[quantize]'`."
         )
+    if checkpoint.packed:  # refused in a sentence here, and by transformers in a table
+        TensorNames(build_on_meta(checkpoint.config, dtype=torch.float32), checkpoint.tensors)
     if layer_fields(checkpoint.config) is not None:
         return _assembled(checkpoint, dtype).to(device).eval()
     with quiet_libraries():

@@ -108,7 +108,9 @@ def check_tensors(name: str, entry: Entry, found: Mapping[str, tuple[tuple[int, 
     for part, (shape, dtype) in entry.shapes.items():
         there = found.get(f"{name}.{part}")
         if there is None:
-            raise UserError(f"tensor {name}.{part} of the packed model is missing; restore it, or pack the model again.")
+            raise UserError(
+                f"tensor {name}.{part} of the packed model is missing; restore it, or pack the model again."
+            )
         if there != (shape, dtype):
             raise UserError(
                 f"tensor {name}.{part} of the packed model is {there[1]} {there[0]}, and config.json asks for {dtype} "

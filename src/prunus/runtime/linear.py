@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from prunus.errors import UserError
-from prunus.runtime import check_packed
 from prunus.runtime.entry import BIAS, SCALE, Entry
 from prunus.runtime.multiply import Multiplier
 from prunus.runtime.operator import handle_of, packed_linear
@@ -38,14 +37,11 @@ class PackedLinear(nn.Module):
         parts = {name: getattr(self, name) for name in self.entry.parts}
         return Packed(self.entry.layout, self.entry.rows, self.entry.columns, parts, getattr(self, SCALE, None))
 
-    @torch.compiler.disable
     def prepare(self) -> Multiplier:
-        """Look at every part once, so that kernels may trust them. Raises UserError for what is not one matrix."""
+        """Have every part looked at once, so that kernels may trust them. Raises UserError for a damaged matrix."""
         if self.weight.device.type != "cpu":
             raise UserError(f"packed models run on the CPU, and this one lies on {self.weight.device}; move it back.")
-        packed = self.packed
-        check_packed(packed)
-        self._multiplier, self._handle = Multiplier(packed), handle_of(self)
+        self._multiplier, self._handle = Multiplier(self.packed), handle_of(self)
         return self._multiplier
 
     def multiply(self, x_MI: Tensor) -> Tensor:
@@ -53,20 +49,25 @@ class PackedLinear(nn.Module):
         return (self._multiplier or self.prepare())(x_MI)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., I) -> (..., O), in the dtype of the input: bfloat16 or fp32."""
+        """(..., I) -> (..., O), in the dtype of the input."""
         x_MI = x.reshape(-1, self.in_features)
-        if torch.compiler.is_compiling() or x.requires_grad:
-            if self._multiplier is None:
-                self.prepare()
-            y_MO = packed_linear(x_MI, self._handle, self.out_features)
-        else:
-            y_MO = self.multiply(x_MI)
+        y_MO = self._watched(x_MI) if torch.compiler.is_compiling() or x.requires_grad else self.multiply(x_MI)
         if self.bias is not None:
             y_MO = y_MO + self.bias.to(y_MO.dtype)
         return y_MO.view(*x.shape[:-1], self.out_features)
 
+    def _watched(self, x_MI: Tensor) -> Tensor:
+        """The same product, where the compiler or the gradient has to know of it."""
+        if self._handle is None:
+            outside: Any = torch.compiler.disable  # untyped in torch
+            outside(self.prepare)()
+        y_MO: Tensor = packed_linear(x_MI, self._handle, self.out_features)
+        return y_MO
+
     def extra_repr(self) -> str:
-        return f"in_features={self.in_features}, out_features={self.out_features}, {self.entry.layout}, {self.entry.type}"
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, {self.entry.layout}, {self.entry.type}"
+        )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """`model.to(...)`: tensors move, but their types are the format's. What holds their addresses is made anew."""

@@ -10,10 +10,11 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from prunus.runtime import LAYOUTS, Packed, check_packed, unpack
-from prunus.runtime.native import TYPES, described, kernels
+from prunus.runtime.native import TYPES, Kernels, described, kernels
 from prunus.runtime.packed import STRIP
 
-FEW = 16  # inputs up to which a packed weight is multiplied as it is
+FEW = 16  # inputs up to which a packed weight is multiplied as it is: beyond, expanding it for torch was faster
+FEW_FOR_AMX = 64  # the same for bfloat16, whose tiles take sixteen inputs at once
 _SCRATCH_BYTES = 2 << 20  # of expanded rows: a share of the second-level cache
 
 
@@ -29,6 +30,9 @@ class Multiplier:
         check_packed(packed)
         self.packed = packed
         self.matrix = described(packed, LAYOUTS[packed.layout])
+        if native := kernels():
+            for part in packed.parts.values():
+                native.use_huge_pages(part)
 
     def __call__(self, x_MI: Tensor) -> Tensor:
         return multiply_together([self], x_MI)[0]
@@ -54,6 +58,11 @@ def multiply_together(multipliers: Sequence[Multiplier], x_MI: Tensor) -> list[T
     if x_MI.dtype not in TYPES or x_MI.dtype == torch.int8:
         return [y_MO.to(x_MI.dtype) for y_MO in multiply_together(multipliers, x_MI.float())]
     native = kernels()
-    if native is None or len(x_MI) > FEW:
+    if native is None or len(x_MI) > _few(native, x_MI, multipliers):
         return [one.many(x_MI) for one in multipliers]
     return native.multiply([one.matrix for one in multipliers], x_MI.contiguous())
+
+
+def _few(native: Kernels, x_MI: Tensor, multipliers: Sequence[Multiplier]) -> int:
+    tiles = native.level == "amx" and x_MI.dtype == torch.bfloat16
+    return FEW_FOR_AMX if tiles and all(one.packed.dtype == torch.bfloat16 for one in multipliers) else FEW

@@ -18,6 +18,7 @@ from prunus.runtime.packed import Packed
 INTERFACE = 1
 LEVEL = "PRUNUS_KERNELS"  # names the instruction set to use, or "reference" for none of them
 TYPES = {torch.bfloat16: 0, torch.int8: 1, torch.float32: 2}
+HUGE_PAGE = 2 << 20
 INDEX = ("weight_mask", "weight_place", "weight_tile")
 
 
@@ -54,13 +55,14 @@ class Kernels:
         self._library.prunus_level.restype = ctypes.c_char_p
         self._library.prunus_level_named.restype = ctypes.c_char_p
         self._library.prunus_read.restype = ctypes.c_uint64
+        self._level = self._library.prunus_level().decode()
         if openmp := _torchs_openmp():
             self._library.prunus_use_openmp(openmp)
 
     @property
     def level(self) -> str:
         """The instruction set that is used."""
-        return str(self._library.prunus_level().decode())
+        return self._level
 
     @property
     def levels(self) -> list[str]:
@@ -74,6 +76,7 @@ class Kernels:
         """Raises UserError for one that this processor has not."""
         if self._library.prunus_use_level(name.encode()):
             raise UserError(f"{LEVEL}={name} is not to be had here; this processor has {', '.join(self.levels)}.")
+        self._level = name
 
     def multiply(self, matrices: Sequence[Matrix], x_MI: Tensor) -> list[Tensor]:
         """Products of several matrices with the same inputs (M, I), bfloat16 or fp32 and contiguous."""
@@ -101,6 +104,12 @@ class Kernels:
             TYPES[out_OI.dtype],
             torch.get_num_threads(),
         )
+
+    def use_huge_pages(self, memory: Tensor) -> None:
+        """Large pages for a tensor that will be read many times, where the system has them."""
+        size = memory.numel() * memory.element_size()
+        if size >= HUGE_PAGE:
+            self._library.prunus_use_huge_pages(ctypes.c_void_p(memory.data_ptr()), ctypes.c_int64(size))
 
     def read(self, memory: Tensor) -> None:
         """Read a tensor's bytes and do nothing with them."""

@@ -91,7 +91,9 @@ def _prepare(name: str, module: PackedLinear) -> None:
     """Raises UserError where a tensor was not in the files (transformers fills it with anything), or is damaged."""
     for part, buffer in module.named_buffers():
         if not getattr(buffer, "_is_hf_initialized", False):  # what transformers has read from a file, it marks
-            raise UserError(f"tensor {name}.{part} of the packed model is missing; restore it, or pack the model again.")
+            raise UserError(
+                f"tensor {name}.{part} of the packed model is missing; restore it, or pack the model again."
+            )
     try:
         module.prepare()
     except UserError as error:

@@ -47,7 +47,8 @@ def _check(parts: Mapping[str, Tensor], rows: int, columns: int) -> None:
     place_T, start_S = parts["weight_tile"].long(), parts["weight_start"]
     if len(parts["weight"]) != len(place_T) * VALUES or int(start_S[-1]) != len(place_T):
         raise malformed("it has not as many values as tiles")
-    if int(start_S[0]) or bool((start_S.diff() < 0).any()):
+    inside = int(start_S.min()) >= 0 and int(start_S.max()) <= len(place_T)  # so that differences cannot overflow
+    if int(start_S[0]) or not inside or bool((start_S.diff() < 0).any()):
         raise malformed("its strips do not follow one another")
     width = -(-columns // WIDTH)
     if len(place_T) and (int(place_T.min()) < 0 or int(place_T.max()) >= width):

@@ -44,6 +44,7 @@ def reading(num_bytes: int) -> Pass:
     """Memory that is read and nothing else: the ceiling of every other pass. Raises where there are no kernels."""
     native, memory = kernels(), torch.ones(num_bytes // 8, dtype=torch.int64)
     assert native is not None, "the ceiling is measured by the native library"
+    native.use_huge_pages(memory)
     return Pass(lambda: native.read(memory), num_bytes)
 
 

@@ -10,7 +10,7 @@ import torch
 from prunus.calibration import StreamedSource
 from prunus.checkpoint import Checkpoint, add_to_record, open_checkpoint, read_record
 from prunus.checkpoint.per_layer import layer_fields
-from prunus.engines import require
+from prunus.engines import SPARSE_CPU, require
 from prunus.errors import UserError
 from prunus.evaluation import LogitSource
 from prunus.evaluation.continuations import continuations
@@ -75,18 +75,28 @@ def _of_model(checkpoint: Checkpoint, checked: EvaluateSettings, max_memory: int
 def _of_export(
     exported: Exported, checked: EvaluateSettings, max_memory: int | None, trust_remote_code: bool
 ) -> list[Result]:
-    """In the engine; what is compared with, and who reads the text, run in transformers."""
-    if checked.prompts or checked.tasks:
+    """In the engine; what is compared with, and who reads the text, run in transformers.
+
+    A packed model is one of transformers too, with its own tokenizer: whatever a model directory is asked, it can be.
+    """
+    packed = exported.engine.name == SPARSE_CPU.name
+    if (checked.prompts or checked.tasks) and not packed:
         raise UserError(
             f"--prompt and --tasks run in transformers, and {exported.directory} is {exported.target}: give --text or "
             "--choices, or evaluate the model that it was exported from."
         )
-    dense = open_checkpoint(checked.against or exported.step["input"]["path"], trust_remote_code=trust_remote_code)
-    _check(checked, [dense])
-    worker = exported.engine.started(require(exported.engine))
-    with EngineSource(worker, exported, load_tokenizer(dense), dense.config) as source:
-        beside = _forward(dense, checked, max_memory).source(dense) if checked.against else None
-        return _on_text(source, beside, checked)
+    dense = open_checkpoint(checked.against, trust_remote_code=trust_remote_code) if checked.against else None
+    came_from = exported.directory if packed else checked.against or exported.step["input"]["path"]
+    reader = open_checkpoint(came_from, trust_remote_code=trust_remote_code)
+    _check(checked, [reader, *([dense] if dense else [])])
+    results: list[Result] = []
+    if checked.text or checked.choices:
+        worker = exported.engine.started(require(exported.engine))
+        with EngineSource(worker, exported, load_tokenizer(reader), reader.config) as source:
+            beside = _forward(reader, checked, max_memory).source(dense) if dense else None
+            results += _on_text(source, beside, checked)
+    rest = checked.model_copy(update={"text": (), "choices": None})
+    return results + _measure(reader, dense, rest, _forward(reader, checked, max_memory))
 
 
 def _check(settings: EvaluateSettings, checkpoints: list[Checkpoint]) -> None:

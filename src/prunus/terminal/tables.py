@@ -13,6 +13,7 @@ from prunus.shrinking import LAYER_SCORES, WIDTH_SCORES
 from prunus.shrinking.expert_scores import EXPERT_SCORES
 from prunus.sparsity import METHODS
 from prunus.steps.estimate import Estimate
+from prunus.terminal.advice import show_advice
 from prunus.terminal.engines import show_exported
 from prunus.terminal.quantized import show_quantized
 from prunus.terminal.shapes import show_shrunk
@@ -256,6 +257,8 @@ def show_profile(result: dict[str, Any]) -> None:
     _show_layers(result["layers"])
     if "sensitivity" in result:
         _show_sensitivity(result["sensitivity"])
+    if "advice" in result:
+        show_advice(result["advice"])
 
 
 def _show_axes(axes: list[dict[str, Any]]) -> None:

@@ -11,7 +11,6 @@
 namespace prunus {
 namespace {
 
-constexpr int kTileRows = 16;
 constexpr int kSums = 2;     // that take turns: a tile product takes longer than the next can wait
 constexpr int kFewest = 4;   // inputs from which tiles are faster
 
@@ -31,63 +30,12 @@ void configure(int batch, int cells) {
   _tile_loadconfig(&config);
 }
 
-// A cell of 2:4 becomes two of all columns: each column takes the one of the two kept weights that belongs there.
-inline void widen(__m512i values, __m512i places, __m512i* out) {
-  const __m512i row = _mm512_broadcast_i32x4(_mm_set_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0));
-  const __m512i a = _mm512_add_epi8(row, _mm512_set1_epi32(0x01000100));
-  const __m512i b = _mm512_add_epi8(row, _mm512_set1_epi32(0x03020302));
-  const __m512i value_a = _mm512_shuffle_epi8(values, a), value_b = _mm512_shuffle_epi8(values, b);
-  const __m512i place_a = _mm512_shuffle_epi8(places, a), place_b = _mm512_shuffle_epi8(places, b);
-  for (int half = 0; half < 2; ++half) {
-    const __m512i column = _mm512_set1_epi32(half ? 0x00030002 : 0x00010000);
-    const __m512i cell = _mm512_maskz_mov_epi16(_mm512_cmpeq_epi16_mask(place_a, column), value_a);
-    out[half] = _mm512_mask_mov_epi16(cell, _mm512_cmpeq_epi16_mask(place_b, column), value_b);
-  }
-}
-
-// The weights of one step: where they lie, when they lie as a tile wants them, or in a buffer.
-struct Step {
-  alignas(64) __m512i buffer[kTileRows];
-  const void* weights;
-  int64_t column;
-};
-
-// Steps of a tile or of sixteen cells, the last one filled up with zeros.
-template <class Source>
-struct Steps {
-  Source source;
-  static constexpr int kPacked = kTileRows / Source::kColumns;  // cells of the source in a step
-
-  Steps(const Matrix& m, int64_t strip) : source(m, strip, kTileRows) {}
-
-  bool next(Step& step) {
-    Run run;
-    if (!source.next_run(run, 2)) return false;
-    step.column = run.column;
-    if constexpr (Source::kInPlace)
-      if (Source::kWhole || run.cells == kTileRows) {
-        step.weights = source.values;
-        source.values += run.cells * kCellBytes;
-        return true;
-      }
-    step.weights = step.buffer;
-    for (int cell = 0; cell < kPacked; ++cell) {
-      const __m512i weights = cell < run.cells ? source.next() : _mm512_setzero_si512();
-      if constexpr (Source::kPlaced)
-        widen(weights, source.places, step.buffer + 2 * cell);
-      else
-        step.buffer[cell] = weights;
-    }
-    return true;
-  }
-};
-
 // Two steps at a time: the second is unpacked before the first, then already written, is loaded as a tile.
 template <class Source>
 void product_in(const Matrix& m, int64_t strip, const Inputs& inputs, int batch, float (*out)[kStrip]) {
-  configure(batch, Source::kWhole ? kTile / 2 : kTileRows);
+  configure(batch, Source::kWhole ? kTile / 2 : kStepCells);
   const int64_t stride = inputs.stride * 2;
-  Steps<Source> steps(m, strip);
+  Steps<Source, 2> steps(m, strip);
   Step first, second;
   _tile_zero(0);
   _tile_zero(1);
@@ -113,7 +61,7 @@ void product(const Matrix& m, int64_t strip, const Inputs& inputs, int batch, fl
   if (batch < kFewest || m.type != kBfloat16 || !inputs.bfloat16)
     return avx512_full_kernels.product(m, strip, inputs, batch, out);
   switch (m.layout) {
-    case kDense: return product_in<Dense>(m, strip, inputs, batch, out);
+    case kDense: return product_in<Dense<false>>(m, strip, inputs, batch, out);
     case kBitmask: return product_in<Bitmask<uint16_t, uint32_t>>(m, strip, inputs, batch, out);
     case kTwoOfFour: return product_in<TwoOfFour<2>>(m, strip, inputs, batch, out);
     default: return product_in<Tiles>(m, strip, inputs, batch, out);
@@ -122,7 +70,7 @@ void product(const Matrix& m, int64_t strip, const Inputs& inputs, int batch, fl
 
 }  // namespace
 
-const Kernels amx_kernels = {"amx", true, product};
+const Kernels amx_kernels = {"amx", true, product, avx512_full_kernels.expand};
 
 }  // namespace prunus
 #include "target_end.h"

@@ -5,7 +5,7 @@
 #include "portable.inl"
 
 namespace prunus {
-const Kernels avx2_kernels = {"avx2", false, product};
+const Kernels avx2_kernels = {"avx2", false, product, expand};
 }
 #include "target_end.h"
 #endif

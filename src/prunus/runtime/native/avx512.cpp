@@ -5,7 +5,7 @@
 #include "portable.inl"
 
 namespace prunus {
-const Kernels avx512_kernels = {"avx512", false, product};
+const Kernels avx512_kernels = {"avx512", false, product, expand};
 }
 #include "target_end.h"
 #endif

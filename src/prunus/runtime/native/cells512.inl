@@ -12,7 +12,14 @@ struct Run {
   int cells;
 };
 
+// Weights are asked for this many bytes before they are used: the hardware asks too late, above all when a cell takes few
+// bytes (80% zeros: 9.2 GB/s of a thread against 5.6 without, Sapphire Rapids). Past the end it does no harm.
+constexpr int kAhead = 2048, kMaskAhead = 512;
+
+inline void ask_for(const void* memory, int ahead) { _mm_prefetch(static_cast<const char*>(memory) + ahead, _MM_HINT_T0); }
+
 // Where the cells of a strip come from. `next` gives the weights; `places` which inputs they are for, in 2:4 alone.
+template <bool kAsk>  // for bfloat16 it was slower with asking
 struct Dense {
   static constexpr bool kPlaced = false, kWhole = false, kInPlace = true;
   static constexpr int kColumns = 1;  // columns of the matrix that a cell covers, in units
@@ -30,6 +37,7 @@ struct Dense {
     return true;
   }
   __m512i next() {
+    if constexpr (kAsk) ask_for(values, kAhead);
     const __m512i weights = _mm512_loadu_si512(values);
     values += kCellBytes;
     return weights;
@@ -57,6 +65,8 @@ struct Bitmask {
   }
   // The form that reads memory: it reads the values that are there and none behind them.
   __m512i next() {
+    ask_for(mask, kMaskAhead);
+    ask_for(values, kAhead);
     const Mask bits = *mask++;
     const Value* from = values;
     values += __builtin_popcountll(bits);
@@ -89,6 +99,7 @@ struct TwoOfFour {
     return true;
   }
   __m512i next() {
+    ask_for(values, kAhead);
     const __m512i weights = _mm512_loadu_si512(values);
     values += kCellBytes;
     if constexpr (kValueBytes == 2) {
@@ -131,9 +142,73 @@ struct Tiles {
     return true;
   }
   __m512i next() {
+    ask_for(values, kAhead);
     const __m512i weights = _mm512_loadu_si512(values);
     values += kCellBytes;
     return weights;
+  }
+};
+
+// A cell of 2:4 becomes two of all columns: each column takes the one of the two kept weights that belongs there.
+template <int kValueBytes>
+inline void widen(__m512i values, __m512i places, __m512i* out) {
+  const __m512i row = _mm512_broadcast_i32x4(_mm_set_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0));
+  for (int half = 0; half < 2; ++half) {
+    const int first = kValueBytes == 2 ? 0x01000100 : half * 0x02020202;
+    const int second = kValueBytes == 2 ? 0x03020302 : first + 0x01010101;
+    const __m512i a = _mm512_add_epi8(row, _mm512_set1_epi32(first)), b = _mm512_add_epi8(row, _mm512_set1_epi32(second));
+    const __m512i value_a = _mm512_shuffle_epi8(values, a), value_b = _mm512_shuffle_epi8(values, b);
+    const __m512i place_a = _mm512_shuffle_epi8(places, a), place_b = _mm512_shuffle_epi8(places, b);
+    if constexpr (kValueBytes == 2) {
+      const __m512i column = _mm512_set1_epi32(half ? 0x00030002 : 0x00010000);
+      const __m512i cell = _mm512_maskz_mov_epi16(_mm512_cmpeq_epi16_mask(place_a, column), value_a);
+      out[half] = _mm512_mask_mov_epi16(cell, _mm512_cmpeq_epi16_mask(place_b, column), value_b);
+    } else {
+      const __m512i column = _mm512_set1_epi32(half ? 0x07060504 : 0x03020100);
+      const __m512i cell = _mm512_maskz_mov_epi8(_mm512_cmpeq_epi8_mask(place_a, column), value_a);
+      out[half] = _mm512_mask_mov_epi8(cell, _mm512_cmpeq_epi8_mask(place_b, column), value_b);
+    }
+  }
+}
+
+// Sixteen cells, or those of a tile, with all their zeros: in a buffer or, where they lie like that, in place.
+constexpr int kStepCells = 16;
+
+struct Step {
+  alignas(64) __m512i buffer[kStepCells];
+  const void* weights;
+  int64_t column;
+};
+
+// Steps of a tile or of sixteen cells, the last one filled up with zeros.
+template <class Source, int kValueBytes>
+struct Steps {
+  Source source;
+  static constexpr int kUnit = kCellBytes / kStrip / kValueBytes;
+  static constexpr int kCells = Source::kWhole ? kTile / kUnit : kStepCells;  // of a step
+  static constexpr int kPacked = kStepCells / Source::kColumns;               // cells of the source in it
+
+  Steps(const Matrix& m, int64_t strip) : source(m, strip, kStepCells) {}
+
+  bool next(Step& step) {
+    Run run;
+    if (!source.next_run(run, kUnit)) return false;
+    step.column = run.column;
+    if constexpr (Source::kInPlace)
+      if (run.cells == kCells) {
+        step.weights = source.values;
+        source.values += kCells * kCellBytes;
+        return true;
+      }
+    step.weights = step.buffer;
+    for (int cell = 0; cell < kPacked; ++cell) {
+      const __m512i weights = cell < run.cells ? source.next() : _mm512_setzero_si512();
+      if constexpr (Source::kPlaced)
+        widen<kValueBytes>(weights, source.places, step.buffer + 2 * cell);
+      else
+        step.buffer[cell] = weights;
+    }
+    return true;
   }
 };
 

@@ -11,7 +11,10 @@
 #endif
 #endif
 
-#include "expand.h"
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include "inputs.h"
 #include "matrix.h"
 #include "threads.h"
@@ -131,49 +134,16 @@ struct Expansion {
   int64_t first, strips;
   void* out;
   Type type;
+  const Kernels& code;
   std::atomic<int64_t> next{0};
 
   void run() {
     for (int64_t strip; (strip = next.fetch_add(1)) < strips;) {
-      if (matrix.type == kInt8)
-        one<int8_t, 4>(strip);
-      else
-        one<uint16_t, 2>(strip);
+      const int64_t rows = std::min<int64_t>(kStrip, matrix.rows - (first + strip) * kStrip);
+      const int64_t before = strip * kStrip * matrix.columns * (type == kFloat32 ? sizeof(float) : sizeof(uint16_t));
+      code.expand(matrix, first + strip, static_cast<int>(rows), type, static_cast<char*>(out) + before);
     }
   }
-
-  template <class Value, int kUnit>
-  void one(int64_t strip) {
-    const int64_t begin = strip * kStrip, columns = matrix.columns;
-    const int64_t rows = std::min<int64_t>(kStrip, matrix.rows - (first + strip) * kStrip);
-    const size_t size = type == kFloat32 ? sizeof(float) : sizeof(uint16_t);
-    const bool covers = matrix.layout == kDense || matrix.layout == kBitmask;
-    if (!covers) std::memset(static_cast<char*>(out) + begin * columns * size, 0, rows * columns * size);
-    Cells<Value, kUnit> cells(matrix, first + strip);
-    while (cells.next())
-      for (int r = 0; r < rows; ++r)
-        for (int u = 0; u < kUnit; ++u) {
-          int64_t column = cells.column + u;
-          const Value value = cells.values[r * kUnit + u];
-          if (matrix.layout == kTwoOfFour) {
-            if (value == 0) continue;
-            column = cells.column + cells.places[r * kUnit + u] + u / 2 * 4;
-          }
-          if (column >= columns) continue;
-          put((begin + r) * columns + column, value, (first + strip) * kStrip + r);
-        }
-  }
-
-  void put(int64_t index, uint16_t value, int64_t) {
-    if (type == kBfloat16) {
-      static_cast<uint16_t*>(out)[index] = value;
-      return;
-    }
-    const uint32_t bits = static_cast<uint32_t>(value) << 16;
-    std::memcpy(static_cast<float*>(out) + index, &bits, sizeof bits);
-  }
-
-  void put(int64_t index, int8_t value, int64_t row) { store(out, index, type, value * matrix.scale[row]); }
 };
 
 // Reads memory and nothing else: the bandwidth that kernels can reach at best.
@@ -244,7 +214,7 @@ EXPORTED void prunus_multiply(const Matrix* matrices, int32_t count, const void*
 
 EXPORTED void prunus_expand(const Matrix* matrix, int64_t first_strip, int64_t strips, void* out, int32_t type,
                             int32_t threads) {
-  Expansion expansion{*matrix, first_strip, strips, out, static_cast<Type>(type)};
+  Expansion expansion{*matrix, first_strip, strips, out, static_cast<Type>(type), kernels()};
   in_parallel(expansion, threads);
 }
 
@@ -252,4 +222,18 @@ EXPORTED uint64_t prunus_read(const void* memory, int64_t bytes, int32_t threads
   Reading reading{static_cast<const uint64_t*>(memory), bytes / 8};
   in_parallel(reading, threads);
   return reading.sum;
+}
+
+// Asks for memory in pages of 2 MiB instead of 4 KiB, now (Linux 6.1 and later): weights are read once for each token,
+// and looking up where their pages lie takes a good part of that. Whatever cannot be had stays as it is.
+EXPORTED void prunus_use_huge_pages(const void* memory, int64_t bytes) {
+#if defined(__linux__)
+  constexpr uintptr_t kPage = 2 << 20;
+  constexpr int kCollapse = 25;
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(memory);
+  const uintptr_t first = begin & ~(kPage - 1), last = (begin + bytes + kPage - 1) & ~(kPage - 1);
+  for (uintptr_t page = first; page < last; page += kPage) madvise(reinterpret_cast<void*>(page), kPage, kCollapse);
+#else
+  (void)memory, (void)bytes;
+#endif
 }

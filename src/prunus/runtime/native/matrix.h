@@ -43,10 +43,14 @@ inline Inputs from(Inputs inputs, int64_t first) {
   return inputs;
 }
 
+// One strip with all its zeros: `rows` rows of bfloat16 or fp32, one after another from `out`.
+using StripExpansion = void (*)(const Matrix&, int64_t strip, int rows, Type type, void* out);
+
 struct Kernels {
   const char* name;
   bool has_bfloat16;  // whether Inputs::bfloat16 can be used
   StripProduct product;
+  StripExpansion expand;
 };
 
 extern const Kernels portable_kernels;

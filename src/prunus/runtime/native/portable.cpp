@@ -1,5 +1,5 @@
 #include "portable.inl"
 
 namespace prunus {
-const Kernels portable_kernels = {"portable", false, product};
+const Kernels portable_kernels = {"portable", false, product, expand};
 }

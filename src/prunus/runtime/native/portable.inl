@@ -2,7 +2,7 @@
 // A cell is unpacked into an array, then multiplied by each input; loops over the sixteen rows become registers.
 #include <cmath>
 
-#include "expand.h"
+#include "cells.h"
 #include "matrix.h"
 
 namespace prunus {
@@ -94,6 +94,40 @@ void product(const Matrix& m, int64_t strip, const Inputs& inputs, int batch, fl
   else
     floats(m, strip, inputs, batch, sums);
   __builtin_memcpy(out, sums.values, sizeof(float) * kStrip * batch);
+}
+
+inline uint16_t narrowed(float value) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &value, sizeof bits);
+  if ((bits & 0x7fffffff) > 0x7f800000) return static_cast<uint16_t>(bits >> 16 | 0x40);
+  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+inline float weight_of(uint16_t value, const Matrix&, int64_t) { return widened(value); }
+inline float weight_of(int8_t value, const Matrix& m, int64_t row) { return value * m.scale[row]; }
+
+template <class Value, int kUnit>
+void expand_in(const Matrix& m, int64_t strip, int rows, Type type, void* out) {
+  const int64_t size = type == kFloat32 ? 4 : 2;
+  if (m.layout == kTwoOfFour || m.layout == kTiles) __builtin_memset(out, 0, rows * m.columns * size);
+  Cells<Value, kUnit> cells(m, strip);
+  while (cells.next())
+    for (int r = 0; r < rows; ++r)
+      for (int u = 0; u < kUnit; ++u) {
+        const Value value = cells.values[r * kUnit + u];
+        const bool placed = m.layout == kTwoOfFour;
+        const int64_t column = cells.column + (placed ? cells.places[r * kUnit + u] + u / 2 * 4 : u);
+        if (column >= m.columns || (placed && value == 0)) continue;
+        const float weight = weight_of(value, m, strip * kStrip + r);
+        if (type == kFloat32)
+          static_cast<float*>(out)[r * m.columns + column] = weight;
+        else
+          static_cast<uint16_t*>(out)[r * m.columns + column] = narrowed(weight);
+      }
+}
+
+void expand(const Matrix& m, int64_t strip, int rows, Type type, void* out) {
+  return (m.type == kInt8 ? expand_in<int8_t, 4> : expand_in<uint16_t, 2>)(m, strip, rows, type, out);
 }
 
 }  // namespace

@@ -11,9 +11,11 @@ JSON for each pattern, type and batch:
     probe         GB/s of the memory alone, median of the rounds
     seconds       of one product, median
 
+(Not kernels.py: transformers would import that in place of the package of this name.)
+
 The machine must be quiet. Bandwidth of shared machines moves within minutes: only ratios of one run count.
 
-usage: kernels.py [--rows 4096] [--columns 4096] [--batches 1,2,4,8,16] [--patterns 0.5,2:4,tiles-0.5]
+usage: cpu_kernels.py [--rows 4096] [--columns 4096] [--batches 1,2,4,8,16] [--patterns 0.5,2:4,tiles-0.5]
                   [--types bf16,int8] [--gigabytes 0.5] [--rounds 7] [--inputs bfloat16] [--out ROWS.jsonl]
 """
 

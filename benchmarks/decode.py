@@ -1,0 +1,225 @@
+"""Decoding of a model of 1.1 billion random parameters: dense and packed in transformers, and in llama.cpp, in turn.
+
+The shape: Llama, hidden 2048, FFN 5632, 22 layers, 32 heads on 4, vocabulary 32k, head not tied. Packed models get
+their zeros at random (speed does not depend on the values); embedding and norms are those of the dense one. Batch 1, a
+prompt of random tokens, greedy tokens after it. All models are loaded, then each generates once in every round; every
+other round runs backwards. One line of JSON a model:
+
+    tokens_per_second   1 / median of all decode steps
+    over_dense          dense bf16 in transformers / this one, decode seconds, the median of the rounds
+    bytes               of weights that a token reads; coverage: the share of them behind kernels of ours
+    share               bytes a second / what the memory alone gave in the same round, the median
+    outside             seconds of a token that are not products of packed matrices (packed models)
+    over_NAME           the same as over_dense, for the models named by --against
+
+The machine must be quiet, and have memory for all of them (18 GB). Only ratios of one run count.
+
+usage: decode.py FOLDER [--models dense,0.5-bf16,...] [--gguf f16,q8_0,q4_0] [--prompt-tokens 128] [--new-tokens 128]
+                 [--rounds 5] [--layers 22] [--out ROWS.jsonl]
+"""
+
+import argparse
+import json
+import random
+import subprocess
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from memory import write_random_weights
+from peers import prunus
+from torch import nn
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from prunus.benchmark.engine_process import EngineRunner
+from prunus.benchmark.machine import machine
+from prunus.benchmark.paired import Times
+from prunus.benchmark.transformers_engine import generate
+from prunus.engines import require
+from prunus.exporting.exported import find_exported
+from prunus.runtime import TYPES
+from prunus.runtime.entry import Entry
+from prunus.runtime.linear import PackedLinear
+from prunus.runtime.native import kernels
+from prunus.runtime.packed import Packed
+from prunus.runtime.quantizer import replace_linears
+from prunus.runtime.timing import in_turn, packed_as, reading
+
+MODELS = ["dense", *(f"{p}-{t}" for t in TYPES for p in ("0", "0.5", "0.6", "0.7", "0.8", "2:4", "tiles-0.8"))]
+PROBE_BYTES = 1 << 30
+
+
+def shape(layers: int) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=32_000,
+        hidden_size=2048,
+        intermediate_size=5632,
+        num_hidden_layers=layers,
+        num_attention_heads=32,
+        num_key_value_heads=4,
+        max_position_embeddings=2048,
+        tie_word_embeddings=False,
+        architectures=["LlamaForCausalLM"],
+        dtype="bfloat16",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """Something that generates, and the bytes of weights that one token of it reads."""
+
+    generate: Callable[[list[int], int], Times]
+    num_bytes: int
+    coverage: float
+    products: Callable[[], float] | None = None  # seconds of all products of one token, alone
+
+
+def packed_linear(pattern: str, kind: str, rows: int, columns: int) -> tuple[Entry, Packed]:
+    packed = packed_as(pattern, TYPES[kind], rows, columns)
+    values = packed.parts["weight"].numel()
+    return Entry(layout=packed.layout, type=kind, rows=rows, columns=columns, values=values), packed
+
+
+def pack_model(dense: Any, pattern: str, kind: str) -> Any:
+    """A model of packed matrices with the dense one's embedding and norms; the head keeps all its weights."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(dense.config, dtype=torch.bfloat16)
+    names = [name for name, module in dense.named_modules() if isinstance(module, nn.Linear)]
+    made = {
+        name: packed_linear("0" if name == "lm_head" else pattern, kind, *dense.get_submodule(name).weight.shape)
+        for name in names
+    }
+    replace_linears(model, {name: entry for name, (entry, _) in made.items()})
+    for name, (_, packed) in made.items():
+        module = model.get_submodule(name)
+        for part, tensor in (*packed.parts.items(), ("weight_scale", packed.scale_O)):
+            if tensor is not None:
+                setattr(module, part, tensor)
+        module.prepare()
+    others = {name: tensor for name, tensor in dense.state_dict().items() if name.removesuffix(".weight") not in made}
+    model.load_state_dict(others, strict=False, assign=True)
+    model.model.rotary_emb = dense.model.rotary_emb
+    return model.eval()
+
+
+def in_transformers(model: Any) -> Model:
+    packed = [module for module in model.modules() if isinstance(module, PackedLinear)]
+    linears = [module.weight for module in model.modules() if type(module) is nn.Linear]
+    ours = sum(module.packed.num_bytes for module in packed)
+    theirs = sum(weight.numel() * weight.element_size() for weight in linears)
+    run = lambda prompt, new: generate(model, torch.tensor([prompt]), new)  # noqa: E731
+    return Model(run, ours + theirs, ours / (ours + theirs), (lambda: products(packed)) if packed else None)
+
+
+@torch.inference_mode()
+def products(modules: list[PackedLinear]) -> float:
+    """Seconds of all products of one token, one after another."""
+    inputs = {module.in_features: torch.randn(1, module.in_features).bfloat16() for module in modules}
+    start = time.perf_counter()
+    for module in modules:
+        module.multiply(inputs[module.in_features])
+    return time.perf_counter() - start
+
+
+def in_llama_cpp(folder: Path, kind: str, threads: int, stack: ExitStack, context: int) -> Model:
+    """The dense model in llama.cpp, exported (and proved) on first use."""
+    out = folder.with_name(f"{folder.name}-{kind}")
+    prunus_done(folder, out, kind)
+    one = find_exported(out)
+    assert one is not None
+    worker = stack.enter_context(one.engine.started(require(one.engine)))
+    runner = EngineRunner(worker, one, context, threads)
+    return Model(runner.generate, int(one.step["decode_bytes_per_token"]), 1.0)
+
+
+def prunus_done(folder: Path, out: Path, kind: str) -> None:
+    command = [str(part) for part in prunus("export", folder, out, "--to", f"gguf:{kind}")]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+def measure(
+    models: dict[str, Model], args: argparse.Namespace
+) -> tuple[dict[str, list[Times]], dict[str, list[float]]]:
+    """(times, GB/s of the memory alone beside them) of every model in every round."""
+    prompt = random.Random(0).choices(range(shape(1).vocab_size), k=args.prompt_tokens)
+    times: dict[str, list[Times]] = {name: [] for name in models}
+    probe: dict[str, list[float]] = {name: [] for name in models}
+    memory = {"memory": reading(PROBE_BYTES)}
+    for model in models.values():
+        model.generate(prompt, 4)
+    for each in range(args.rounds):
+        for name in list(models)[:: 1 if each % 2 else -1]:
+            probe[name].append(PROBE_BYTES / in_turn(memory, 1)["memory"][0])
+            times[name].append(models[name].generate(prompt, args.new_tokens))
+    return times, probe
+
+
+def row(name: str, models: dict[str, Model], times: dict[str, list[Times]], probe: list[float]) -> dict[str, Any]:
+    seconds = {one: [sum(t.steps) for t in times[one]] for one in times}
+    model, steps = models[name], [step for one in times[name] for step in one.steps]
+    rates = [model.num_bytes * len(t.steps) / sum(t.steps) for t in times[name]]
+    told: dict[str, Any] = {
+        "model": name,
+        "tokens_per_second": round(1 / median(steps), 2),
+        "bytes": model.num_bytes,
+        "coverage": round(model.coverage, 3),
+        "share": round(median(rate / p for rate, p in zip(rates, probe, strict=True)), 3),
+        "probe": round(median(probe) / 1e9, 1),
+        "prefill_seconds": round(median(one.prefill for one in times[name]), 3),
+    }
+    for other in times:
+        told[f"over_{other}"] = round(median(d / s for d, s in zip(seconds[other], seconds[name], strict=True)), 3)
+    if model.products:
+        alone = median(model.products() for _ in range(9))
+        told["outside"] = round(median(steps) - alone, 5)
+    return told
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--gguf", default="bf16,q8_0,q4_0")
+    parser.add_argument("--against", default="dense,q8_0,q4_0")
+    parser.add_argument("--prompt-tokens", type=int, default=128)
+    parser.add_argument("--new-tokens", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--layers", type=int, default=22)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    native = kernels()
+    assert native is not None, "the kernels were not built"
+    if not args.folder.exists():
+        write_random_weights(args.folder, shape(args.layers))
+    dense = AutoModelForCausalLM.from_pretrained(args.folder, dtype=torch.bfloat16).eval()
+    about = {"level": native.level, "threads": torch.get_num_threads(), "prompt_tokens": args.prompt_tokens}
+    about |= {"new_tokens": args.new_tokens, "rounds": args.rounds, "layers": args.layers}
+    about |= {key: machine()[key] for key in ("cpu", "torch", "transformers", "commit")}
+    with ExitStack() as stack:
+        models = {}
+        for name in args.models.split(","):
+            pattern, _, kind = name.rpartition("-")
+            models[name] = in_transformers(dense if name == "dense" else pack_model(dense, pattern, kind))
+        context = args.prompt_tokens + args.new_tokens + 8
+        for kind in filter(None, args.gguf.split(",")):
+            models[kind] = in_llama_cpp(args.folder, kind, torch.get_num_threads(), stack, context)
+        times, probe = measure(models, args)
+        for name in models:
+            line = json.dumps(row(name, models, {name: times[name], **kept(times, args.against)}, probe[name]) | about)
+            print(line, flush=True)
+            if args.out:
+                with args.out.open("a", encoding="utf-8") as file:
+                    file.write(line + "\n")
+
+
+def kept(times: dict[str, list[Times]], against: str) -> dict[str, list[Times]]:
+    return {name: times[name] for name in against.split(",") if name in times}
+
+
+if __name__ == "__main__":
+    main()

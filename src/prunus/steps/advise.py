@@ -1,0 +1,192 @@
+"""What packing a model would gain on this machine, before anything is pruned: `prunus profile --engine sparse-cpu`.
+
+A decoded token takes the products of all matrices, at the rates that a micro-benchmark finds for each pattern and type,
+and everything else that the model does for a token. The latter is timed with the model itself, its weights random and
+shared between layers, less the products in it.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Iterable
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunus.benchmark.transformers_engine import generate
+from prunus.errors import UserError
+from prunus.models import StreamedModel
+from prunus.models.skeleton import build_on_meta, restore_buffers
+from prunus.progress import progress
+from prunus.runtime import TYPES
+from prunus.runtime.costs import PATTERNS, Costs, measure_costs
+from prunus.runtime.entry import Entry
+from prunus.runtime.linear import PackedLinear
+from prunus.runtime.native import kernels
+from prunus.runtime.packed import Packed
+from prunus.runtime.quantizer import replace_linears
+from prunus.runtime.timing import packed_as
+
+ADVISES = "sparse-cpu"
+LLAMA_CPP_SHARE = 0.8  # of the memory's bandwidth: docs/engines.md has what was measured
+BITS_OF_4 = 4.5  # Q4_0: 32 weights of 4 bits and a scale of 16
+_PROMPT, _TOKENS = 16, 24
+_LEAST = 512
+
+
+def advise(model: StreamedModel) -> dict[str, Any]:
+    """Predicted decode speed (batch 1, bfloat16) of every pattern and type on this machine, and what it says.
+
+    Raises UserError where prunus was installed without kernels, or nothing of the model can be packed.
+    """
+    native = kernels()
+    if native is None:
+        raise UserError("the kernels of packed models are not built here; install a C++ compiler, then prunus again.")
+    shapes = _packable(model)
+    if not shapes:
+        raise UserError(f"{model.checkpoint.path} has no matrix that could be packed: all of them are experts.")
+    with progress("Micro-benchmark", 2) as advance:
+        costs = measure_costs(_typical(shapes))
+        advance(1, "the rest of a token")
+        outside = _outside(model, shapes)
+        advance(1)
+    rows = [_row(model, shapes, costs, outside, pattern, kind) for kind in TYPES for pattern in PATTERNS]
+    return {
+        "engine": ADVISES,
+        "level": native.level,
+        "threads": torch.get_num_threads(),
+        "bandwidth_gigabytes_per_second": costs.memory / 1e9,
+        "measured_on": list(costs.shape),
+        "seconds_outside_products": outside,
+        "rows": [*_baselines(model, shapes, costs, outside), *rows],
+        "says": _verdicts(rows, _four_bits(model, shapes, costs)),
+    }
+
+
+def _packable(model: StreamedModel) -> Counter[tuple[int, int]]:
+    """How many matrices of each shape the blocks have, experts left out."""
+    return Counter(linear.shape for _, linear in model.spec.matrices if linear.expert is None)
+
+
+def _typical(shapes: Counter[tuple[int, int]]) -> tuple[int, int]:
+    """The shape that most weights have; not so small that copies of it are many and mostly calls."""
+    rows, columns = max(shapes, key=lambda shape: shape[0] * shape[1] * shapes[shape])
+    return max(rows, _LEAST), max(columns, _LEAST)
+
+
+def _head(model: StreamedModel) -> tuple[int, int]:
+    text = model.config.get_text_config(decoder=True)
+    return int(text.vocab_size), int(text.hidden_size)
+
+
+def _row(
+    model: StreamedModel, shapes: Counter[tuple[int, int]], costs: Costs, outside: float, pattern: str, kind: str
+) -> dict[str, Any]:
+    """The blocks in the pattern, the head dense in the type; where it is tied, bfloat16 leaves it to torch."""
+    inside = sum(rows * columns * count for (rows, columns), count in shapes.items())
+    head, stays = _head(model)[0] * _head(model)[1], model.spec.head is None and kind == "bf16"
+    seconds = inside * costs.seconds_per_weight[pattern, kind] + shapes.total() * costs.per_call + outside
+    seconds += head * (costs.torch if stays else costs.seconds_per_weight["0", kind])
+    size = inside * costs.bytes_per_weight[pattern, kind] + head * costs.bytes_per_weight["0", kind]
+    return _told(f"sparse:{kind}", pattern, seconds, size)
+
+
+def _told(name: str, pattern: str, seconds: float, size: float) -> dict[str, Any]:
+    return {"as": name, "pattern": pattern, "tokens_per_second": 1 / seconds, "seconds": seconds, "bytes": int(size)}
+
+
+def _baselines(
+    model: StreamedModel, shapes: Counter[tuple[int, int]], costs: Costs, outside: float
+) -> list[dict[str, Any]]:
+    """What the dense model does today, in transformers and, estimated from its bytes, in 4 bits in llama.cpp."""
+    weights = _weights(model, shapes)
+    dense = _told("transformers bf16", "0", weights * costs.torch + outside, weights * 2)
+    return [dense, _four_bits(model, shapes, costs)]
+
+
+def _four_bits(model: StreamedModel, shapes: Counter[tuple[int, int]], costs: Costs) -> dict[str, Any]:
+    size = _weights(model, shapes) * BITS_OF_4 / 8
+    return _told("gguf:q4_0 (estimate)", "0", size / (costs.memory * LLAMA_CPP_SHARE), size)
+
+
+def _weights(model: StreamedModel, shapes: Counter[tuple[int, int]]) -> int:
+    head = _head(model)
+    return sum(rows * columns * count for (rows, columns), count in shapes.items()) + head[0] * head[1]
+
+
+def _verdicts(rows: Iterable[dict[str, Any]], four_bits: dict[str, Any]) -> list[str]:
+    """One sentence for each sparse row that something dense beats, or that beats everything dense."""
+    rows = list(rows)
+    dense = [four_bits, *(row for row in rows if row["pattern"] == "0")]
+    return [_verdict(row, dense) for row in rows if row["pattern"] != "0"]
+
+
+def _verdict(row: dict[str, Any], dense: list[dict[str, Any]]) -> str:
+    name = f"{row['pattern']} as {row['as']}"
+    better = [one["as"] for one in dense if one["bytes"] <= row["bytes"] and one["seconds"] <= row["seconds"]]
+    if better:
+        return f"{name}: dense {better[0]} is smaller and faster; do not prune for speed here."
+    smaller = [one["as"] for one in dense if one["bytes"] <= row["bytes"]]
+    faster = [one["as"] for one in dense if one["seconds"] <= row["seconds"]]
+    if not smaller and not faster:
+        return f"{name}: smaller and faster than every dense one."
+    beaten = [
+        f"dense {', '.join(names)} is {how}" for names, how in ((smaller, "smaller"), (faster, "faster")) if names
+    ]
+    return f"{name}: {'; '.join(beaten)}."
+
+
+@torch.inference_mode()
+def _outside(model: StreamedModel, shapes: Counter[tuple[int, int]]) -> float:
+    """Seconds of a token that are not products of packed matrices.
+
+    The model is whole, but all tensors of one shape are one: it takes little memory, and its products come from caches.
+    """
+    module, packed = _stand_in(model, shapes)
+    prompt_1T = torch.zeros(1, _PROMPT, dtype=torch.int64)
+    generate(module, prompt_1T, 4)
+    steps = generate(module, prompt_1T, _TOKENS).steps
+    return max(median(steps) - median(_products(packed) for _ in range(_TOKENS)), 0.0)
+
+
+def _products(modules: list[PackedLinear]) -> float:
+    inputs = {one.in_features: torch.zeros(1, one.in_features, dtype=torch.bfloat16) for one in modules}
+    start = time.perf_counter()
+    for one in modules:
+        one.multiply(inputs[one.in_features])
+    return time.perf_counter() - start
+
+
+def _stand_in(model: StreamedModel, shapes: Counter[tuple[int, int]]) -> tuple[Any, list[PackedLinear]]:
+    module = build_on_meta(model.config, dtype=torch.bfloat16, trust_remote_code=model.checkpoint.trust_remote_code)
+    restore_buffers(module)
+    made = {shape: packed_as("0.5", torch.bfloat16, *shape) for shape in shapes}
+    names = {block.full_name(one): one for block, one in model.spec.matrices if one.expert is None}
+    replace_linears(module, {name: _entry(made[one.shape], one.transposed) for name, one in names.items()})
+    head = model.output_head[0].removesuffix(".weight")
+    made[_head(model)] = packed_as("0", torch.bfloat16, *_head(model))
+    module.set_submodule(head, PackedLinear(_entry(made[_head(model)], transposed=False)))
+    packed = [module.get_submodule(name) for name in (*names, head)]
+    for one in packed:
+        for part, tensor in made[one.out_features, one.in_features].parts.items():
+            setattr(one, part, tensor)
+        one.prepare()
+    _fill(module)
+    return module, packed
+
+
+def _entry(packed: Packed, transposed: bool) -> Entry:
+    values = packed.parts["weight"].numel()
+    rows, columns = packed.rows, packed.columns
+    return Entry(layout=packed.layout, type="bf16", rows=rows, columns=columns, values=values, transposed=transposed)
+
+
+def _fill(module: nn.Module) -> None:
+    """Every parameter without memory gets one, the same for all of one shape."""
+    shared: dict[tuple[int, ...], Tensor] = {}
+    for owner in module.modules():
+        for name, parameter in owner.named_parameters(recurse=False):
+            if parameter.is_meta:
+                tensor = shared.setdefault(tuple(parameter.shape), torch.zeros(parameter.shape, dtype=torch.bfloat16))
+                setattr(owner, name, nn.Parameter(tensor, requires_grad=False))

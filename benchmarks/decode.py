@@ -1,9 +1,9 @@
 """Decoding of a model of 1.1 billion random parameters: dense and packed in transformers, and in llama.cpp, in turn.
 
-The shape: Llama, hidden 2048, FFN 5632, 22 layers, 32 heads on 4, the tokenizer's vocabulary, head not tied. Packed models get
-their zeros at random (speed does not depend on the values); embedding and norms are those of the dense one. Batch 1, a
-prompt of random tokens, greedy tokens after it. All models are loaded, then each generates once in every round; every
-other round runs backwards. One line of JSON a model:
+The shape: Llama, hidden 2048, FFN 5632, 22 layers, 32 heads on 4, the tokenizer's vocabulary, head not tied. Packed
+models get their zeros at random (speed does not depend on the values); embedding and norms are those of the dense one.
+Batch 1, a prompt of random tokens, greedy tokens after it. All models are loaded, then each generates once in every
+round; every other round runs backwards. One line of JSON a model:
 
     tokens_per_second   1 / median of all decode steps
     over_dense          dense bf16 in transformers / this one, decode seconds, the median of the rounds
@@ -14,8 +14,8 @@ other round runs backwards. One line of JSON a model:
 
 The machine must be quiet, and have memory for all of them (18 GB). Only ratios of one run count.
 
-usage: decode.py FOLDER --tokenizer DIR [--models dense,0.5-bf16,...] [--gguf f16,q8_0,q4_0] [--prompt-tokens 128] [--new-tokens 128]
-                 [--rounds 5] [--layers 22] [--out ROWS.jsonl]
+usage: decode.py FOLDER --tokenizer DIR [--models dense,0.5-bf16,...] [--gguf f16,q8_0,q4_0] [--prompt-tokens 128]
+                 [--new-tokens 128] [--rounds 5] [--layers 22] [--out ROWS.jsonl]
 """
 
 import argparse

@@ -103,7 +103,9 @@ struct TwoOfFour {
     const __m512i weights = _mm512_loadu_si512(values);
     values += kCellBytes;
     if constexpr (kValueBytes == 2) {
-      const __m512i packed = _mm512_set1_epi64(*reinterpret_cast<const int64_t*>(place));
+      int64_t eight;
+      __builtin_memcpy(&eight, place, sizeof eight);
+      const __m512i packed = _mm512_set1_epi64(eight);
       // the eight places of register quarter q are its 8 bits: word k needs bits 2k, 2k + 1
       const __m512i shifts = _mm512_set_epi64(
           0x003e003c003a0038, 0x0036003400320030, 0x002e002c002a0028, 0x0026002400220020, 0x001e001c001a0018,

@@ -3,15 +3,10 @@
 #include <algorithm>
 #include <cstring>
 
+#include "numbers.h"
+
 namespace prunus {
 namespace {
-
-float widened(uint16_t value) {
-  const uint32_t bits = static_cast<uint32_t>(value) << 16;
-  float wide;
-  std::memcpy(&wide, &bits, sizeof wide);
-  return wide;
-}
 
 // The largest of kGroup absolute values. As whole numbers floats compare as they do otherwise, and NaN is above
 // infinity: a group with NaN has the scale NaN, and so have the products it is part of.

@@ -17,6 +17,7 @@
 
 #include "inputs.h"
 #include "matrix.h"
+#include "numbers.h"
 #include "threads.h"
 
 namespace prunus {
@@ -77,13 +78,6 @@ const Kernels& kernels() {
   const Kernels* now = chosen.load();
   if (!now) chosen.store(now = best());
   return *now;
-}
-
-uint16_t narrowed(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  if ((bits & 0x7fffffff) > 0x7f800000) return static_cast<uint16_t>(bits >> 16 | 0x40);
-  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
 void store(void* to, int64_t index, Type type, float value) {

@@ -35,7 +35,8 @@ struct Inputs {
 // One strip times up to kMaxBatch inputs, from the first of `inputs`: out[b][r], not yet times the scale of the row.
 using StripProduct = void (*)(const Matrix&, int64_t strip, const Inputs& inputs, int batch, float (*out)[kStrip]);
 
-inline Inputs from(Inputs inputs, int64_t first) {
+// `static`: each file has its own, compiled for its own processor.
+static inline Inputs from(Inputs inputs, int64_t first) {
   if (inputs.bfloat16) inputs.bfloat16 += first * inputs.stride;
   if (inputs.float32) inputs.float32 += first * inputs.stride;
   if (inputs.rounded) inputs.rounded += first * inputs.stride;
@@ -58,9 +59,9 @@ extern const Kernels portable_kernels;
 extern const Kernels avx2_kernels, avx512_kernels, avx512_full_kernels, amx_kernels;
 #endif
 
-inline int64_t strips_of(const Matrix& m) { return (m.rows + kStrip - 1) / kStrip; }
-inline int unit_of(const Matrix& m) { return m.type == kBfloat16 ? 2 : 4; }
-inline int64_t cells_of(const Matrix& m) { return (m.columns + unit_of(m) - 1) / unit_of(m); }
-inline int64_t kept_cells_of(const Matrix& m) { return ((m.columns + 3) / 4 * 2 + unit_of(m) - 1) / unit_of(m); }
+static inline int64_t strips_of(const Matrix& m) { return (m.rows + kStrip - 1) / kStrip; }
+static inline int unit_of(const Matrix& m) { return m.type == kBfloat16 ? 2 : 4; }
+static inline int64_t cells_of(const Matrix& m) { return (m.columns + unit_of(m) - 1) / unit_of(m); }
+static inline int64_t kept_cells_of(const Matrix& m) { return ((m.columns + 3) / 4 * 2 + unit_of(m) - 1) / unit_of(m); }
 
 }  // namespace prunus

@@ -4,16 +4,10 @@
 
 #include "cells.h"
 #include "matrix.h"
+#include "numbers.h"
 
 namespace prunus {
 namespace {
-
-inline float widened(uint16_t value) {
-  const uint32_t bits = static_cast<uint32_t>(value) << 16;
-  float wide;
-  __builtin_memcpy(&wide, &bits, sizeof wide);
-  return wide;
-}
 
 struct Sums {
   float values[kMaxBatch][kStrip];
@@ -94,13 +88,6 @@ void product(const Matrix& m, int64_t strip, const Inputs& inputs, int batch, fl
   else
     floats(m, strip, inputs, batch, sums);
   __builtin_memcpy(out, sums.values, sizeof(float) * kStrip * batch);
-}
-
-inline uint16_t narrowed(float value) {
-  uint32_t bits;
-  __builtin_memcpy(&bits, &value, sizeof bits);
-  if ((bits & 0x7fffffff) > 0x7f800000) return static_cast<uint16_t>(bits >> 16 | 0x40);
-  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
 inline float weight_of(uint16_t value, const Matrix&, int64_t) { return widened(value); }

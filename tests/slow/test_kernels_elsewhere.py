@@ -1,0 +1,94 @@
+"""The kernels under what finds mistakes that results do not show, and on the processors that are not here.
+
+The library's own sources become a program (native_driver.py) that reads matrices from a file and gives each part memory
+of exactly its size, so that a byte read behind a part is seen.
+"""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from native_driver import Case, build, read_results, run, tool, write_cases
+from packed_case import CASES, expected, inputs, packed_case
+from prunus.runtime import Packed, unpack
+from prunus.runtime.multiply import FEW
+
+pytestmark = pytest.mark.slow
+
+SHAPES = ((1, 1), (16, 64), (17, 65), (33, 3), (15, 130), (50, 200))
+STRICT = ("-Wall", "-Wextra", "-Werror")
+
+
+@pytest.fixture(scope="module")
+def cases() -> list[Case]:
+    """Every layout, type and kind of input; shapes, sparsities and batches as they come."""
+    found = []
+    for layout, kind in CASES:
+        for index, shape in enumerate(SHAPES):
+            packed = packed_case(layout, kind, *shape, (0.0, 0.5, 0.9, 1.0)[index % 4])
+            for batch, dtype in ((1, torch.bfloat16), (1, torch.float32), (3, torch.float32), (21, torch.bfloat16)):
+                found.append((packed, inputs(batch, packed.columns, dtype)))
+    return found
+
+
+@pytest.fixture(scope="module")
+def file(cases: list[Case], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_cases(tmp_path_factory.mktemp("cases") / "cases", cases)
+
+
+def _check(out: Path, level: str, cases: list[Case]) -> None:
+    """Results of a level, against float64; expanded matrices have to be exact."""
+    for (packed, x_MI), (y_MO, weight_OI) in zip(cases, read_results(Path(f"{out}.{level}"), cases), strict=True):
+        y64_MO, off_MO = (torch.cat(each) for each in zip(*_by_few(packed, x_MI), strict=True))
+        assert ((y_MO.double() - y64_MO).abs() <= off_MO).all(), (level, packed.layout, packed.rows, packed.columns)
+        assert torch.equal(weight_OI, unpack(packed).to(x_MI.dtype)), (level, packed.layout)
+
+
+def _by_few(packed: Packed, x_MI: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """The driver calls the kernels for any number of inputs; Python would not for so many at once."""
+    return [expected(packed, part_MI, native=True) for part_MI in x_MI.split(FEW)]
+
+
+def _run_all(program: Path, file: Path, out: Path, cases: list[Case], *before: str) -> list[str]:
+    levels = run([*before, str(program), str(file), str(out)]).split()
+    for level in levels:
+        _check(out, level, cases)
+    return levels
+
+
+def test_the_compiler_has_nothing_to_say(tmp_path: Path) -> None:
+    build(tmp_path, "-O3", *STRICT)
+
+
+def test_address_and_undefined_behaviour_sanitizers(tmp_path: Path, file: Path, cases: list[Case]) -> None:
+    checks = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
+    program = build(tmp_path, "-O1", "-g", *checks)
+    assert "portable" in _run_all(program, file, tmp_path / "out", cases)
+    run([str(program), str(file), "--hammer"])
+
+
+def test_threads_under_the_thread_sanitizer(tmp_path: Path, file: Path) -> None:
+    """With threads of the library's own: those of OpenMP are not the sanitizer's, and it would see races in them."""
+    run([str(build(tmp_path, "-O1", "-g", "-fsanitize=thread")), str(file), "--hammer"], timeout=900)
+
+
+def test_valgrind_and_the_processor_that_it_plays(tmp_path: Path, file: Path, cases: list[Case]) -> None:
+    command = [tool("valgrind"), "--quiet", "--error-exitcode=1", "--leak-check=full", "--show-leak-kinds=definite"]
+    levels = _run_all(build(tmp_path, "-O2", "-g"), file, tmp_path / "out", cases, *command)
+    assert levels == ["avx2", "portable"]
+
+
+def test_aarch64(tmp_path: Path, file: Path, cases: list[Case]) -> None:
+    """int8 results are those of this processor to the bit; floats are summed in another order."""
+    emulator = tool("qemu-aarch64")
+    there = build(tmp_path, "-O3", "-static", *STRICT, compiler="aarch64-linux-gnu-g++", name="there")
+    run([str(build(tmp_path, "-O3", name="here")), str(file), str(tmp_path / "out"), "portable"])
+    wanted = list(read_results(tmp_path / "out.portable", cases))
+    for processor in ("cortex-a53", "max"):  # the second has products of bytes
+        out = tmp_path / processor
+        for level in _run_all(there, file, out, cases, emulator, "-cpu", processor):
+            results = zip(cases, read_results(Path(f"{out}.{level}"), cases), wanted, strict=True)
+            for (packed, _), (y_MO, _), (wanted_MO, _) in results:
+                assert packed.scale_O is None or torch.equal(y_MO, wanted_MO), level

@@ -7,7 +7,10 @@ from prunus.sparsity import Pattern, Tile, Unstructured
 # Measured on a small model without training afterwards, see docs/methods.md and docs/log.md.
 HIGH_SPARSITY = 0.6
 
-ZEROS_ALONE = "zeros alone bring no speed: transformers and most engines multiply them like any other number."
+ZEROS_ALONE = (
+    "zeros alone bring no speed: transformers and most engines multiply them like any other number; `prunus export --to "
+    "sparse` packs them for the CPU."
+)
 
 
 def notices(patterns: Iterable[Pattern]) -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from native_driver import Case, build, read_results, run, tool, write_cases
+from native_driver import Case, build, read_results, run, sources_and_options, tool, write_cases
 from packed_case import CASES, expected, inputs, packed_case
 from prunus.runtime import Packed, unpack
 from prunus.runtime.multiply import FEW

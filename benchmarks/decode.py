@@ -1,9 +1,9 @@
 """Decoding of a model of 1.1 billion random parameters: dense and packed in transformers, and in llama.cpp, in turn.
 
-The shape: Llama, hidden 2048, FFN 5632, 22 layers, 32 heads on 4, vocabulary 32k, head not tied. Packed models get
-their zeros at random (speed does not depend on the values); embedding and norms are those of the dense one. Batch 1, a
-prompt of random tokens, greedy tokens after it. All models are loaded, then each generates once in every round; every
-other round runs backwards. One line of JSON a model:
+The shape: Llama, hidden 2048, FFN 5632, 22 layers, 32 heads on 4, the tokenizer's vocabulary, head not tied. Packed
+models get their zeros at random (speed does not depend on the values); embedding and norms are those of the dense one.
+Batch 1, a prompt of random tokens, greedy tokens after it. All models are loaded, then each generates once in every
+round; every other round runs backwards. One line of JSON a model:
 
     tokens_per_second   1 / median of all decode steps
     over_dense          dense bf16 in transformers / this one, decode seconds, the median of the rounds
@@ -14,8 +14,8 @@ other round runs backwards. One line of JSON a model:
 
 The machine must be quiet, and have memory for all of them (18 GB). Only ratios of one run count.
 
-usage: decode.py FOLDER [--models dense,0.5-bf16,...] [--gguf f16,q8_0,q4_0] [--prompt-tokens 128] [--new-tokens 128]
-                 [--rounds 5] [--layers 22] [--out ROWS.jsonl]
+usage: decode.py FOLDER --tokenizer DIR [--models dense,0.5-bf16,...] [--gguf f16,q8_0,q4_0] [--prompt-tokens 128]
+                 [--new-tokens 128] [--rounds 5] [--layers 22] [--out ROWS.jsonl]
 """
 
 import argparse
@@ -34,7 +34,7 @@ import torch
 from memory import write_random_weights
 from peers import prunus
 from torch import nn
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from prunus.benchmark.engine_process import EngineRunner
 from prunus.benchmark.machine import machine
@@ -54,9 +54,9 @@ MODELS = ["dense", *(f"{p}-{t}" for t in TYPES for p in ("0", "0.5", "0.6", "0.7
 PROBE_BYTES = 1 << 30
 
 
-def shape(layers: int) -> LlamaConfig:
+def shape(layers: int, vocabulary: int) -> LlamaConfig:
     return LlamaConfig(
-        vocab_size=32_000,
+        vocab_size=vocabulary,
         hidden_size=2048,
         intermediate_size=5632,
         num_hidden_layers=layers,
@@ -146,7 +146,7 @@ def measure(
     models: dict[str, Model], args: argparse.Namespace
 ) -> tuple[dict[str, list[Times]], dict[str, list[float]]]:
     """(times, GB/s of the memory alone beside them) of every model in every round."""
-    prompt = random.Random(0).choices(range(shape(1).vocab_size), k=args.prompt_tokens)
+    prompt = random.Random(0).choices(range(args.vocabulary), k=args.prompt_tokens)
     times: dict[str, list[Times]] = {name: [] for name in models}
     probe: dict[str, list[float]] = {name: [] for name in models}
     memory = {"memory": reading(PROBE_BYTES)}
@@ -183,6 +183,7 @@ def row(name: str, models: dict[str, Model], times: dict[str, list[Times]], prob
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--gguf", default="bf16,q8_0,q4_0")
     parser.add_argument("--against", default="dense,q8_0,q4_0")
@@ -194,8 +195,11 @@ def main() -> None:
     args = parser.parse_args()
     native = kernels()
     assert native is not None, "the kernels were not built"
+    tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
+    args.vocabulary = len(tokenizer)
     if not args.folder.exists():
-        write_random_weights(args.folder, shape(args.layers))
+        write_random_weights(args.folder, shape(args.layers, args.vocabulary))
+        tokenizer.save_pretrained(args.folder)
     dense = AutoModelForCausalLM.from_pretrained(args.folder, dtype=torch.bfloat16).eval()
     about = {"level": native.level, "threads": torch.get_num_threads(), "prompt_tokens": args.prompt_tokens}
     about |= {"new_tokens": args.new_tokens, "rounds": args.rounds, "layers": args.layers}

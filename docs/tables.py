@@ -11,6 +11,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from tables_cpu import decode_speeds, kernel_speeds, sparse_quality
+
 from prunus.models.families import FAMILIES
 from prunus.quantizing import SCHEMES
 from prunus.shrinking import LAYER_SCORES, WIDTH_SCORES
@@ -259,6 +261,9 @@ PARTS: dict[str, Callable[[], str]] = {
     "speeds": speeds,
     "schemes": schemes,
     "quantized": quantized,
+    "kernel_speeds": kernel_speeds,
+    "decode_speeds": decode_speeds,
+    "sparse_quality": sparse_quality,
     "families": families,
     "files": files,
 }

@@ -7,9 +7,11 @@ lowest, is row r and column u of the cell. Bits outside the matrix are 0.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from prunus.runtime.layout import Layout, Parts, Shapes, check_starts, malformed
@@ -23,7 +25,14 @@ def _pack(codes_OI: Tensor) -> Parts:
     there = cells_SCRU != 0
     start_S = torch.zeros(len(there) + 1, dtype=torch.int64)
     start_S[1:] = there.flatten(1).sum(1).cumsum(0)
-    return {"weight": cells_SCRU[there], "weight_mask": _bits(there, MASK[codes_OI.dtype]), "weight_start": start_S}
+    kept_V = torch.from_numpy(_numbers(cells_SCRU)[there.numpy()]).view(codes_OI.dtype)
+    return {"weight": kept_V, "weight_mask": _bits(there, MASK[codes_OI.dtype]), "weight_start": start_S}
+
+
+def _numbers(tensor: Tensor) -> NDArray[Any]:
+    """The same memory for numpy, whose choice by a mask takes no index of every weight, as torch's does."""
+    array: NDArray[Any] = tensor.view(torch.int16 if tensor.dtype == torch.bfloat16 else tensor.dtype).numpy()
+    return array
 
 
 def _bits(there_SCRU: Tensor, dtype: torch.dtype) -> Tensor:
@@ -63,7 +72,7 @@ def _unpack(parts: Mapping[str, Tensor], rows: int, columns: int) -> Tensor:
     weight, mask_SC = parts["weight"], parts["weight_mask"]
     there = _there(mask_SC, UNIT[weight.dtype])
     whole = torch.zeros(there.shape, dtype=weight.dtype)
-    whole[there] = weight
+    _numbers(whole)[there.numpy()] = _numbers(weight)
     return from_cells(whole, rows, columns)
 
 

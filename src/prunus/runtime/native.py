@@ -55,7 +55,7 @@ class Kernels:
         self._library.prunus_level.restype = ctypes.c_char_p
         self._library.prunus_level_named.restype = ctypes.c_char_p
         self._library.prunus_read.restype = ctypes.c_uint64
-        self._level = self._library.prunus_level().decode()
+        self._level = str(self._library.prunus_level().decode())
         if openmp := _torchs_openmp():
             self._library.prunus_use_openmp(openmp)
 

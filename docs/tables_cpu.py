@@ -1,0 +1,90 @@
+"""The tables of docs/sparse-cpu.md: what `cpu_kernels.py`, `decode.py` and `sparse_quality.py` in benchmarks/ measured.
+
+They are parts of `tables.py`, which writes them.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+MEASURED = Path(__file__).parent / "measured"
+PATTERN_NAMES = {"torch": "torch, dense", "0": "ours, dense"}
+
+
+def kernel_speeds() -> str:
+    """Time of the dense kernel over that of each pattern, by batch, and the ceiling that bytes set at batch 1."""
+    rows = _measured("cpu_kernels")
+    batches = sorted({row["batch"] for row in rows})
+    names = list(dict.fromkeys((row["type"], row["pattern"]) for row in rows))
+    cells = {(row["type"], row["pattern"], row["batch"]): row for row in rows}
+    head = ("type", "pattern", "ceiling", "of the bandwidth", *(f"batch {batch}" for batch in batches))
+    lines = (
+        (
+            kind,
+            PATTERN_NAMES.get(pattern, pattern),
+            f"{cells[kind, pattern, 1]['ceiling']:.2f}",
+            f"{cells[kind, pattern, 1]['share']:.0%}",
+            *(f"{cells[kind, pattern, batch]['over_dense']:.2f}" for batch in batches),
+        )
+        for kind, pattern in names
+    )
+    first = rows[0]
+    probes = sorted(row["probe"] for row in rows)
+    about = (
+        f"{first['shape'][0]} x {first['shape'][1]}, {first['inputs']} inputs, {first['rounds']} rounds, "
+        f"{first['cpu']} ({first['level']}), {first['threads']} threads, torch {first['torch']}; the memory alone gave "
+        f"{probes[0]} to {probes[-1]} GB/s"
+    )
+    return f"{about}:\n\n{_table(head, lines)}"
+
+
+def decode_speeds() -> str:
+    """Decode speed of the 1.1-billion shape, packed and not."""
+    rows = _measured("decode")
+    lines = (
+        (
+            row["model"],
+            f"{row['bytes'] / 1e6:,.0f}",
+            f"{row['tokens_per_second']:.1f}",
+            *(f"{row[f'over_{name}']:.2f}" if f"over_{name}" in row else "" for name in ("dense", "q8_0", "q4_0")),
+            f"{row['share']:.0%}",
+            f"{row['outside'] * 1e3:.1f}" if "outside" in row else "",
+        )
+        for row in rows
+    )
+    first = rows[0]
+    about = (
+        f"{first['prompt_tokens']} prompt and {first['new_tokens']} new tokens, {first['rounds']} rounds, "
+        f"{first['cpu']} ({first['level']}), {first['threads']} threads, torch {first['torch']}, "
+        f"transformers {first['transformers']}"
+    )
+    head = ("model", "MB a token", "tokens/s", "over dense", "over Q8_0", "over Q4_0", "of the bandwidth", "ms outside")
+    return f"{about}:\n\n{_table(head, lines)}"
+
+
+def sparse_quality() -> str:
+    """Quality of SmolLM2 as each pattern and type, beside its bytes and the speed of the large shape."""
+    speeds = {row["model"]: row["tokens_per_second"] for row in _measured("decode")}
+    lines = (
+        (
+            row["row"],
+            f"{row['bits_per_weight']:.2f}",
+            f"{row['perplexity']:.2f}",
+            f"{row['kl']:.3f}",
+            f"{row['bytes'] / 1e6:.1f}",
+            f"{speeds[row['speed_of']]:.1f}" if row.get("speed_of") in speeds else "-",
+        )
+        for row in _measured("sparse_quality")
+    )
+    head = ("model", "bits a weight", "perplexity", "KL", "MB on disk", "tokens/s of the 1.1B shape")
+    return _table(head, lines)
+
+
+def _measured(name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (MEASURED / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def _table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    head = list(columns)
+    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *rows])

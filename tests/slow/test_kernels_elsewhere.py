@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from native_driver import Case, build, read_results, run, tool, write_cases
+from native_driver import Case, build, read_results, run, sources_and_options, tool, write_cases
 from packed_case import CASES, expected, inputs, packed_case
 from prunus.runtime import Packed, unpack
 from prunus.runtime.multiply import FEW
@@ -58,8 +58,20 @@ def _run_all(program: Path, file: Path, out: Path, cases: list[Case], *before: s
     return levels
 
 
-def test_the_compiler_has_nothing_to_say(tmp_path: Path) -> None:
-    build(tmp_path, "-O3", *STRICT)
+def test_as_it_is_built_with_nothing_to_touch_behind_a_part(tmp_path: Path, file: Path, cases: list[Case]) -> None:
+    """And the compiler has nothing to say of any source."""
+    program = build(tmp_path, "-O3", *STRICT, "-DGUARDED")
+    assert "portable" in _run_all(program, file, tmp_path / "out", cases)
+
+
+def test_no_function_is_shared_between_instruction_sets(tmp_path: Path) -> None:
+    """Of a function that several files define inline, one is linked: it could be that for a processor not here."""
+    own = [source for source in sources_and_options()[0] if "PRUNUS_TARGET" in source.read_text()]
+    assert own
+    for source in own:
+        run([tool("g++"), *sources_and_options()[1], "-O0", "-c", str(source), "-o", str(tmp_path / "one.o")])
+        symbols = run([tool("nm"), "-C", "--defined-only", str(tmp_path / "one.o")]).splitlines()
+        assert not [line for line in symbols if line.split(maxsplit=2)[1] in "WVu"], source
 
 
 def test_address_and_undefined_behaviour_sanitizers(tmp_path: Path, file: Path, cases: list[Case]) -> None:

@@ -83,7 +83,7 @@ struct Vector {
 }  // namespace
 }  // namespace prunus
 
-#include "narrow.inl"
+#include "table.inl"
 
 namespace prunus {
 const Kernels avx2_kernels = {"avx2", false, product, expand};

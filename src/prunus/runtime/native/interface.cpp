@@ -11,6 +11,10 @@
 #endif
 #endif
 
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
+
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
@@ -48,6 +52,20 @@ bool has_amx() {
 }
 #endif
 
+#if defined(__aarch64__)
+// Products of bytes: the system says so on Linux; every processor of Apple's computers has them.
+bool has_dot() {
+#if defined(__linux__)
+  constexpr unsigned long kAsimdDot = 1ul << 20;
+  return getauxval(AT_HWCAP) & kAsimdDot;
+#elif defined(__APPLE__)
+  return true;
+#else
+  return false;
+#endif
+}
+#endif
+
 bool always() { return true; }
 
 struct Level {
@@ -62,6 +80,9 @@ const Level levels[] = {
     {&avx512_full_kernels, has_avx512_full},
     {&avx512_kernels, has_avx512},
     {&avx2_kernels, has_avx2},
+#elif defined(__aarch64__)
+    {&neon_dot_kernels, has_dot},
+    {&neon_kernels, always},
 #endif
     {&portable_kernels, always},
 };

@@ -57,6 +57,8 @@ struct Kernels {
 extern const Kernels portable_kernels;
 #if defined(__x86_64__)
 extern const Kernels avx2_kernels, avx512_kernels, avx512_full_kernels, amx_kernels;
+#elif defined(__aarch64__)
+extern const Kernels neon_kernels, neon_dot_kernels;
 #endif
 
 static inline int64_t strips_of(const Matrix& m) { return (m.rows + kStrip - 1) / kStrip; }

@@ -1,5 +1,5 @@
-// Products by registers of 128 or 256 bits. Whoever includes this has a `Vector`: what such a register can do. A cell is
-// kParts of them; its bits say where each byte of its values goes by a table, since only wider processors do that alone.
+// Products on processors that cannot expand bytes by a mask: a table says for eight bits where each byte goes. Whoever
+// includes this has a `Vector`: what a register of that processor can do. A cell is kParts registers.
 // int8 results are those of the other kernels to the bit: whole numbers, and a tile or group of inputs added at a time.
 #include <cstdint>
 
@@ -177,7 +177,7 @@ struct Tiles {
 // bfloat16 weights: the two of a row are the halves of a word. Several cells at once hide the latency of a product.
 template <class Source, int kBatch>
 void floats(const Matrix& m, int64_t strip, const Inputs& inputs, float (*out)[kStrip]) {
-  constexpr int kChains = 4 / kBatch;
+  constexpr int kChains = (kParts == 1 ? 8 : 4) / kBatch;
   Floats sum[kChains][kBatch][kParts];
   for (auto& chain : sum)
     for (auto& input : chain)
@@ -205,7 +205,7 @@ void floats(const Matrix& m, int64_t strip, const Inputs& inputs, float (*out)[k
     const float* x = inputs.float32 + run.column;
     int cell = 0;
     for (; cell + kChains <= run.cells; cell += kChains)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int chain = 0; chain < kChains; ++chain, x += Source::kColumns) add(chain, x);
     for (; cell < run.cells; ++cell, x += Source::kColumns) add(0, x);
   }

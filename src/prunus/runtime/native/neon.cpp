@@ -1,0 +1,7 @@
+#if defined(__aarch64__)
+#include "neon.inl"
+
+namespace prunus {
+const Kernels neon_kernels = {"neon", false, product, expand};
+}
+#endif

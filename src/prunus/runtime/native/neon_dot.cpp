@@ -1,0 +1,12 @@
+#if defined(__aarch64__)
+#define PRUNUS_TARGET "arch=armv8.2-a+dotprod"
+#define PRUNUS_DOT
+#include "target.h"
+
+#include "neon.inl"
+
+namespace prunus {
+const Kernels neon_dot_kernels = {"neon-dot", false, product, expand};
+}
+#include "target_end.h"
+#endif

@@ -42,6 +42,7 @@ from prunus.benchmark.paired import Times
 from prunus.benchmark.transformers_engine import generate
 from prunus.engines import require
 from prunus.exporting.exported import find_exported
+from prunus.memory import release_freed_memory
 from prunus.runtime import TYPES
 from prunus.runtime.entry import Entry
 from prunus.runtime.linear import PackedLinear
@@ -128,18 +129,18 @@ def products(modules: list[PackedLinear]) -> float:
 
 def in_llama_cpp(folder: Path, kind: str, threads: int, stack: ExitStack, context: int) -> Model:
     """The dense model in llama.cpp, exported (and proved) on first use."""
-    out = folder.with_name(f"{folder.name}-{kind}")
-    prunus_done(folder, out, kind)
-    one = find_exported(out)
+    one = find_exported(exported(folder, kind))
     assert one is not None
     worker = stack.enter_context(one.engine.started(require(one.engine)))
     runner = EngineRunner(worker, one, context, threads)
     return Model(runner.generate, int(one.step["decode_bytes_per_token"]), 1.0)
 
 
-def prunus_done(folder: Path, out: Path, kind: str) -> None:
+def exported(folder: Path, kind: str) -> Path:
+    out = folder.with_name(f"{folder.name}-{kind}")
     command = [str(part) for part in prunus("export", folder, out, "--to", f"gguf:{kind}")]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return out
 
 
 def measure(
@@ -200,6 +201,9 @@ def main() -> None:
     if not args.folder.exists():
         write_random_weights(args.folder, shape(args.layers, args.vocabulary))
         tokenizer.save_pretrained(args.folder)
+    kinds = [kind for kind in args.gguf.split(",") if kind]
+    for kind in kinds:
+        exported(args.folder, kind)  # which takes memory too: before everything is loaded
     dense = AutoModelForCausalLM.from_pretrained(args.folder, dtype=torch.bfloat16).eval()
     about = {"level": native.level, "threads": torch.get_num_threads(), "prompt_tokens": args.prompt_tokens}
     about |= {"new_tokens": args.new_tokens, "rounds": args.rounds, "layers": args.layers}
@@ -209,8 +213,9 @@ def main() -> None:
         for name in args.models.split(","):
             pattern, _, kind = name.rpartition("-")
             models[name] = in_transformers(dense if name == "dense" else pack_model(dense, pattern, kind))
+            release_freed_memory()
         context = args.prompt_tokens + args.new_tokens + 8
-        for kind in filter(None, args.gguf.split(",")):
+        for kind in kinds:
             models[kind] = in_llama_cpp(args.folder, kind, torch.get_num_threads(), stack, context)
         times, probe = measure(models, args)
         for name in models:

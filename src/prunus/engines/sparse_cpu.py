@@ -10,7 +10,12 @@ WORKER = Path(__file__).with_name("sparse_cpu_worker.py")
 
 
 class SparseCpu(Worker):
-    """A process with transformers and the packed model in it; see sparse_cpu_worker.py for what it can be asked."""
+    """A process with transformers and the packed model in it; see sparse_cpu_worker.py for what it can be asked.
+
+    It imports torch and transformers before it answers, which takes minutes on a machine that is busy.
+    """
+
+    start = 300.0
 
     def __init__(self, installed: Installed) -> None:
         super().__init__(installed.python, WORKER, name=NAME)

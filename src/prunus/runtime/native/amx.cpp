@@ -14,6 +14,15 @@ namespace {
 constexpr int kSums = 2;     // that take turns: a tile product takes longer than the next can wait
 constexpr int kFewest = 4;   // inputs from which tiles are faster
 
+// The intrinsics do not tell the compiler which memory they read (gcc 12): it left out what was written for them alone.
+#define PRUNUS_MEMORY(address) __asm__ volatile("" : : "r"(address) : "memory")
+#define PRUNUS_LOAD(tile, from, stride) \
+  do {                                  \
+    PRUNUS_MEMORY(from);                \
+    _tile_loadd(tile, from, stride);    \
+    PRUNUS_MEMORY(from);                \
+  } while (0)
+
 struct alignas(64) TileConfig {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
   uint16_t bytes[16] = {};
@@ -27,6 +36,7 @@ void configure(int batch, int cells) {
     config.rows[tile] = tile < 4 ? batch : cells;
     config.bytes[tile] = tile == 2 || tile == 3 ? cells * 4 : kCellBytes;
   }
+  PRUNUS_MEMORY(&config);
   _tile_loadconfig(&config);
 }
 
@@ -41,12 +51,12 @@ void product_in(const Matrix& m, int64_t strip, const Inputs& inputs, int batch,
   _tile_zero(1);
   while (steps.next(first)) {
     const bool both = steps.next(second);
-    _tile_loadd(2, inputs.bfloat16 + first.column, stride);
-    _tile_loadd(4, first.weights, kCellBytes);
+    PRUNUS_LOAD(2, inputs.bfloat16 + first.column, stride);
+    PRUNUS_LOAD(4, first.weights, kCellBytes);
     _tile_dpbf16ps(0, 2, 4);
     if (!both) break;
-    _tile_loadd(3, inputs.bfloat16 + second.column, stride);
-    _tile_loadd(5, second.weights, kCellBytes);
+    PRUNUS_LOAD(3, inputs.bfloat16 + second.column, stride);
+    PRUNUS_LOAD(5, second.weights, kCellBytes);
     _tile_dpbf16ps(1, 3, 5);
   }
   alignas(64) float sums[kSums][kMaxBatch][kStrip];
@@ -68,9 +78,14 @@ void product(const Matrix& m, int64_t strip, const Inputs& inputs, int batch, fl
   }
 }
 
+// A call, lest the table be filled in before anyone asked whether this processor has what it takes.
+void expand(const Matrix& m, int64_t strip, int rows, Type type, void* out) {
+  avx512_full_kernels.expand(m, strip, rows, type, out);
+}
+
 }  // namespace
 
-const Kernels amx_kernels = {"amx", true, product, avx512_full_kernels.expand};
+const Kernels amx_kernels = {"amx", true, product, expand};
 
 }  // namespace prunus
 #include "target_end.h"

@@ -10,6 +10,7 @@ import torch
 
 from prunus.benchmark.machine import peak_resident_bytes, reset_peak_resident
 from prunus.checkpoint import Checkpoint, OutputDirectory, open_dense
+from prunus.checkpoint.directory import refuse_quantized
 from prunus.checkpoint.record import RECORD_NAME, write_json
 from prunus.engines import Engine, Installed, require
 from prunus.engines.worker import Worker, bytes_of
@@ -75,9 +76,15 @@ def check_export(model: StreamedModel, settings: ExportSettings) -> tuple[Target
     target = parse_target(settings.to)
     engine, checkpoint = target.format.engine, model.checkpoint
     installed = check_engine(checkpoint, engine)
-    check_uniform(checkpoint, engine.name)
     untested = f"{engine.name} here is not the tested one: {', '.join(installed.untested)}"
-    return target, installed, [*([untested] if installed.untested else []), *target.format.check(model, target.kind)]
+    return target, installed, [*([untested] if installed.untested else []), *check_target(model, target)]
+
+
+def check_target(model: StreamedModel, target: Target) -> list[str]:
+    """Notes, from shapes alone. Raises UserError for a model that the format or the type does not take."""
+    refuse_quantized(model.checkpoint)
+    check_uniform(model.checkpoint, target.format.engine.name)
+    return target.format.check(model, target.kind)
 
 
 def check_engine(checkpoint: Checkpoint, engine: Engine) -> Installed:

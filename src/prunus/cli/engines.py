@@ -28,7 +28,7 @@ engines = typer.Typer(
 
 @engines.callback()
 def show(context: typer.Context) -> None:
-    """List the engines: installed or not, what they take, what pruning gains in them; of a RUN, what each can load of it.
+    """List the engines: installed or not, what they take, what pruning gains; of a RUN, what each can load of it.
 
     Example: `prunus engines out-shrunk`
     """

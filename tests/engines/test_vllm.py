@@ -86,6 +86,18 @@ def test_it_writes_exactly_the_greedy_tokens_asked_for(worker, model):
     assert told["first_token"] > 0
 
 
+def test_requests_that_come_at_once_write_what_each_would_alone(model):
+    prompts = [window[:16] for window in WINDOWS] + [WINDOWS[0][3:19]]
+    with Vllm(find(VLLM)) as process:
+        process.load(model, context=CONTEXT, sequences=3, threads=1)
+        told = process.ask({"do": "generate_together", "prompts": prompts, "new_tokens": 8}, timeout=Vllm.start)
+        asked = [{"do": "generate", "prompt": prompt, "new_tokens": 8} for prompt in prompts]
+        alone = [process.ask(one, timeout=Vllm.start)["tokens"] for one in asked]
+    assert [one["tokens"] for one in told["requests"]] == alone
+    assert {len(one["steps"]) for one in told["requests"]} == {7}
+    assert min(one["first_token"] for one in told["requests"]) > 0
+
+
 def test_it_reads_text_as_the_tokenizer_does(worker, model):
     text = "The pruned vine's 3 shoots"
     told = worker.ask({"do": "tokenize", "texts": [{"text": text, "bos": True, "special": False}]}, timeout=Vllm.start)

@@ -31,6 +31,7 @@ class Benchmark:
     conditions: str
     verdict: str
     rows: tables.Rows
+    parts: tables.Rows
     figures: list[Figure]
 
 
@@ -104,7 +105,11 @@ def _section(run: Run) -> Section:
         continuations=tables.continuations(run),
         benchmarks=[
             Benchmark(
-                benchmark_conditions(one), one.get("verdict") or "", tables.benchmark(one), benchmark_figures(one)
+                conditions=benchmark_conditions(one),
+                verdict=one.get("verdict") or "",
+                rows=tables.benchmark(one),
+                parts=tables.parts(one),
+                figures=benchmark_figures(one),
             )
             for one in run.benchmarks
         ],

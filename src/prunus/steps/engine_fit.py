@@ -72,8 +72,7 @@ def _fit(engine: Engine, installed: Installed | None, subject: Subject) -> tuple
         return [{"as": f"{exported.target}, as it was exported", "notes": []}], []
     if subject.model is None:
         assert exported is not None
-        made_from = exported.step["input"]["path"]
-        why = f"only {exported.engine.name} reads {exported.target}; ask about what it was made from, {made_from}"
+        why = f"only {exported.engine.name} reads {exported.target}; ask about what it was made from, {exported.source}"
         return [], [{"as": ["as it is"], "why": why}]
     if not engine.packages:
         return [_in_transformers(subject.model.checkpoint)], []

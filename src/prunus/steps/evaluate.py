@@ -81,7 +81,7 @@ def _of_export(
             f"--prompt and --tasks run in transformers, and {exported.directory} is {exported.target}: give --text or "
             "--choices, or evaluate the model that it was exported from."
         )
-    dense = open_checkpoint(checked.against or exported.step["input"]["path"], trust_remote_code=trust_remote_code)
+    dense = open_checkpoint(checked.against or exported.source, trust_remote_code=trust_remote_code)
     _check(checked, [dense])
     worker = exported.engine.started(require(exported.engine))
     with EngineSource(worker, exported, load_tokenizer(dense), dense.config) as source:

@@ -149,6 +149,17 @@ def test_an_export_is_proved_and_opens_everywhere(model, tmp_path, to):
     assert prunus.export(model, tmp_path / "out", to=to).reused
 
 
+@pytest.mark.parametrize("scheme", ["w8a8", "int4-g32"])
+def test_a_quantized_model_is_exported_as_it_is_and_proved(model, tmp_path, scheme):
+    quantized = prunus.quantize(model, tmp_path / "quantized", scheme=scheme, dtype="float32")
+    step = prunus.export(quantized.path, tmp_path / "out", to="vllm").last_step
+    assert step["type"] == scheme
+    assert step["proof"]["loaded"] == "LlamaForCausalLM, bfloat16, compressed-tensors"
+    assert 0 < step["proof"]["kl"] <= step["proof"]["kl_allowed"]
+    told = prunus.bench(tmp_path / "out", against=str(model), prompt_tokens=16, new_tokens=4, repetitions=2, threads=1)
+    assert (told["dtype"], told["dense"]["path"]) == (scheme, str(tmp_path / "out.dense"))
+
+
 def test_an_architecture_that_it_does_not_know_is_refused_before_weights_are_read(tmp_path, tiny_tokenizer):
     folder = tmp_path / "model"
     config = CodeGenConfig(

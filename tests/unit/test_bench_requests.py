@@ -70,6 +70,16 @@ def test_a_file_that_is_not_there_is_refused_first(tmp_path, monkeypatch):
         prunus.bench(tmp_path, prompts=str(tmp_path / "none.txt"))
 
 
+def test_a_recipe_asks_for_its_prompts_before_the_work(tiny_llama_dir, tmp_path):
+    recipe = {"model": str(tiny_llama_dir), "steps": [{"sparsify": {"method": "magnitude"}}]}
+    recipe["steps"].append({"bench": {"prompts": str(tmp_path / "none.txt")}})
+    file = tmp_path / "recipe.yaml"
+    file.write_text(json.dumps(recipe))
+    with pytest.raises(UserError, match=r"none\.txt is no file"):
+        prunus.run(file, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == [file]
+
+
 def test_the_mixes_are_short_long_and_as_long_as_asked(tiny_tokenizer):
     found = tokenised(chosen_prompts(None, list(MIXES)), tiny_tokenizer, prompt_tokens=500, new_tokens=2)
     lengths = {name: [len(one.prompt) for one in found if one.mix == name] for name in MIXES}

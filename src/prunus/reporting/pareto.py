@@ -118,9 +118,9 @@ def _by_text(run: Run) -> dict[tuple[Any, ...], dict[str, Any]]:
 def _points(run: Run, benchmark: dict[str, Any], evaluation: dict[str, Any], known: list[Point]) -> list[Point]:
     """The run itself; and the dense model, where both were measured in transformers and it is not there yet."""
     points = [_point(run.name, run, benchmark["model"], evaluation["perplexity"])]
-    against, dense = evaluation.get("against") or {}, benchmark.get("dense")
-    told = dense and benchmark["engine"] == "transformers" and plottable(against.get("perplexity"))
-    if told and all(point.pruned or point.quantized for point in known):
+    against, dense = evaluation.get("against") or {}, benchmark.get("dense") or {}
+    told = benchmark["engine"] == "transformers" and plottable(against.get("perplexity"))
+    if dense and told and all(point.pruned or point.quantized for point in known):
         points.append(_point("the dense model", None, dense, against["perplexity"]))
     return points
 

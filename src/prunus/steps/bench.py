@@ -8,6 +8,7 @@ from prunus.benchmark.prompts import Prompt, chosen_prompts
 from prunus.benchmark.requests import Request, check_same, tokenised
 from prunus.checkpoint import add_to_record, open_checkpoint, read_record
 from prunus.errors import UserError
+from prunus.exporting import FORMATS
 from prunus.exporting.exported import Exported, find_exported
 from prunus.models.streamed import load_tokenizer
 from prunus.settings import BenchSettings
@@ -101,7 +102,9 @@ def _dense(exported: Exported, against: str, trust_remote_code: bool) -> Exporte
     dense = find_exported(against)
     if dense is None:
         beside = exported.directory.with_name(f"{exported.directory.name}.dense")
-        export(against, beside, to=exported.target, trust_remote_code=trust_remote_code)
+        keeps = FORMATS[exported.step["format"]].types[exported.step["type"]].keeps
+        to = exported.step["format"] if keeps else exported.target  # the dense model has no scheme to keep
+        export(against, beside, to=to, trust_remote_code=trust_remote_code)
         dense = find_exported(beside)
     assert dense is not None
     if dense.engine.name != exported.engine.name:

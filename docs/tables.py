@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tables_cpu import decode_speeds, kernel_speeds, sparse_quality
+from tables_engines import engine_matrix, engine_speeds
 
 from prunus.models.families import FAMILIES
 from prunus.quantizing import SCHEMES
@@ -264,6 +265,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "kernel_speeds": kernel_speeds,
     "decode_speeds": decode_speeds,
     "sparse_quality": sparse_quality,
+    "engine_matrix": engine_matrix,
+    "engine_speeds": engine_speeds,
     "families": families,
     "files": files,
 }

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from prunus.benchmark.prompts import chosen_prompts
 from prunus.checkpoint import open_dense, read_record
 from prunus.checkpoint.output import check_place, full_disk_is_an_error
 from prunus.envelope import Envelope
@@ -28,7 +29,7 @@ from prunus.sparsity import METHODS
 from prunus.sparsity.methods import make_options
 from prunus.steps.bench import bench
 from prunus.steps.evaluate import evaluate
-from prunus.steps.export import check_engine, export
+from prunus.steps.export import check_engine, check_scheme, export
 from prunus.steps.layer_choice import layer_budget
 from prunus.steps.plan import make_plan
 from prunus.steps.quantize import quantize
@@ -145,7 +146,11 @@ def check_recipe(recipe: Recipe, out: Path, trust_remote_code: bool) -> None:
             cuts = plan_cuts(config, step.settings, trust_remote_code)
             config = cuts[-1].config if cuts else config
         if isinstance(step.settings, ExportSettings):
-            check_engine(checkpoint, parse_target(step.settings.to).format.engine)
+            target = parse_target(step.settings.to)
+            check_scheme(checkpoint, target)
+            check_engine(checkpoint, target.format.engine)
+        if isinstance(step.settings, BenchSettings):
+            chosen_prompts(step.settings.prompts, step.settings.mix)
         texts = [text for key in ("calibration", "data", "text") for text in getattr(step.settings, key, ())]
         for text in texts:
             check_exists(parse_source(text))

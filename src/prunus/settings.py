@@ -4,7 +4,7 @@ Unknown keys are refused. What a step records as its settings is exactly what st
 """
 
 import re
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -208,9 +208,30 @@ class BenchSettings(Settings):
     prompt_tokens: int = Field(512, ge=1)
     new_tokens: int = Field(128, ge=2)
     repetitions: int = Field(5, ge=1)
+    mix: tuple[str, ...] = ()  # prompts that come with prunus, in place of random tokens
+    prompts: str | None = None  # a file of the user's own
+    concurrency: tuple[Annotated[int, Field(ge=1)], ...] = Field((1,), min_length=1)
     threads: int | None = Field(None, ge=1)
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     device: str = "auto"
+
+    @field_validator("mix")
+    @classmethod
+    def _known_mixes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        from prunus.benchmark.prompts import MIXES  # here, so that other settings do not wait for its room
+
+        if unknown := [name for name in value if name not in MIXES]:
+            raise UserError(f"unknown mix {unknown[0]!r}; allowed are {', '.join(MIXES)}.")
+        return value
+
+    @model_validator(mode="after")
+    def _together_is_random(self) -> Self:
+        if max(self.concurrency) > 1 and (self.mix or self.prompts):
+            raise UserError(
+                f"concurrency {max(self.concurrency)} runs random prompts of one length, and prompts of your own were "
+                "given too: bench the two apart."
+            )
+        return self
 
 
 class ReportSettings(Settings):

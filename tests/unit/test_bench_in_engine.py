@@ -1,12 +1,13 @@
 """Bench of what `prunus export` made, in its own engine: with a program that plays llama.cpp."""
 
+import dataclasses
 import json
 
 import pytest
 
 import prunus
 from fake_engine import fake_install, write_script
-from prunus.engines import llama_cpp
+from prunus.engines import ENGINES, llama_cpp
 from prunus.errors import UserError
 from prunus.exporting.exported import find_exported
 
@@ -17,7 +18,7 @@ seconds = 1.0
 for line in sys.stdin:
     r = json.loads(line)
     if r["do"] == "load":
-        seconds = float(open(r["path"]).read())
+        seconds, loaded = float(open(r["path"]).read()), r
         answer = dict(description="fake", vocabulary=64)
     if r["do"] == "memory":
         answer = dict(peak_memory_bytes=2**20)
@@ -25,6 +26,10 @@ for line in sys.stdin:
         n = r["new_tokens"]
         assert len(r["prompt"]) == 8 and max(r["prompt"]) < 64
         answer = dict(tokens=[0] * n, prefill=seconds, first_token=seconds, steps=[seconds] * (n - 1))
+    if r["do"] == "generate_together":  # one prompt after the other, then all step together
+        n, prompts = r["new_tokens"], r["prompts"]
+        assert loaded["sequences"] == len(prompts) == len(set(map(tuple, prompts)))
+        answer = dict(requests=[dict(first_token=seconds * i, steps=[seconds] * (n - 1)) for i in (1, 2)])
     print(json.dumps(answer), flush=True)
 """
 SIZES = {"prompt_tokens": 8, "new_tokens": 4, "repetitions": 5}
@@ -77,6 +82,23 @@ def test_the_dense_model_is_exported_alike_beside_it(exported, tiny_llama_dir, m
     assert asked == {"model": str(tiny_llama_dir), "to": "gguf:q8_0", "trust_remote_code": False}
     assert result["dense"]["path"] == str(model.with_name("model.dense"))
     assert result["speedup"]["decode"]["claim"] == "no difference"
+
+
+def test_requests_at_the_same_time_share_the_engine(exported):
+    model, dense = exported("model", 0.25), exported("dense", 0.5)
+    (row,) = prunus.bench(model, against=str(dense), concurrency=(2,), **SIZES)["concurrency"]
+    assert row["model"]["tokens_per_second"] == 2 * 4 / (2 * 0.25 + 3 * 0.25)
+    assert (row["requests"], row["speedup"]["median"], row["speedup"]["claim"]) == (2, 2.0, "faster")
+    assert row["dense"]["ttft_seconds"] == {"p50": 0.75, "p95": 1.0, "p99": 1.0, "count": 10}
+
+
+def test_an_engine_that_runs_one_request_at_a_time_says_so(exported, monkeypatch):
+    alone = dataclasses.replace(llama_cpp.LLAMA_CPP, together=False)
+    monkeypatch.setitem(ENGINES, "llama.cpp", alone)
+    with pytest.raises(
+        UserError, match=r"llama\.cpp runs one request at a time, .* or bench in one of transformers, vllm"
+    ):
+        prunus.bench(exported("model", 1), concurrency=(1, 4), **SIZES)
 
 
 @pytest.mark.parametrize(

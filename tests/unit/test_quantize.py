@@ -184,13 +184,34 @@ def test_bad_settings(model, tmp_path, settings, sentence):
         lambda m, out: prunus.shrink(m, out, ffn=0.5, score="magnitude"),
         lambda m, out: prunus.recover(m, out, data=("builtin",), loss=("ce",)),
         lambda m, out: prunus.quantize(m, out, scheme="int8"),
-        lambda m, out: prunus.export(m, out, to="gguf:q8_0"),
     ],
-    ids=["sparsify", "shrink", "recover", "quantize", "export"],
+    ids=["sparsify", "shrink", "recover", "quantize"],
 )
 def test_a_quantized_model_is_not_changed(int8, tmp_path, change):
     with pytest.raises(UserError, match=r"is quantized \(int8\).*prune and recover the model it was made from"):
         change(int8, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("scheme", "to", "takes"),
+    [
+        ("int8", "gguf:q8_0", "gguf takes, each as it is: none"),
+        ("int8", "vllm", "vllm takes, each as it is: w8a8, int4-g128, int4-g32, fp8"),
+        ("w8a8", "vllm:bf16", "vllm takes, each as it is: w8a8"),
+        ("w8a8", "vllm:fp8", "vllm takes, each as it is: w8a8"),
+    ],
+)
+def test_a_quantized_model_is_exported_as_it_is_or_not_at_all(model, tmp_path, scheme, to, takes):
+    quantized = prunus.quantize(model, tmp_path / scheme, scheme=scheme, dtype="float32").path
+    with pytest.raises(UserError, match=rf"is quantized \({scheme}\), .* of quantized models {takes}"):
+        prunus.export(quantized, tmp_path / "out", to=to)
+
+
+def test_a_dense_model_is_not_exported_in_a_scheme(model, tmp_path):
+    with pytest.raises(
+        UserError, match=r"vllm:w8a8 is for what `prunus quantize --scheme w8a8` wrote, and .*/model is not"
+    ):
+        prunus.export(model, tmp_path / "out", to="vllm:w8a8")
 
 
 @pytest.mark.parametrize("spoil", ["quant_method", "format", "num_bits"])

@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import prunus
 from prunus.checkpoint import open_checkpoint
 from prunus.exporting import Conversion, parse_target
 from prunus.exporting.vllm_directory import with_dtype
@@ -38,6 +39,22 @@ def test_weights_are_stored_in_the_precision_that_the_config_states(tiny_llama_d
     assert told["tensors"] == {config["dtype"]: len(own)}
     assert told["parameters"] == sum(tensor.numel() for tensor in own.values())
     assert told["decode_bytes_per_token"] <= 2 * told["parameters"]
+
+
+@pytest.mark.parametrize(("scheme", "bits"), [("w8a8", 8), ("int4-g32", 4)])
+def test_a_quantized_model_stays_as_it_is_and_is_computed_in_bfloat16(tiny_llama_dir, tmp_path, scheme, bits):
+    quantized = prunus.quantize(tiny_llama_dir, tmp_path / "quantized", scheme=scheme, dtype="float32").path
+    form, folder = write(quantized, tmp_path / "out", f"vllm:{scheme}")
+    files = list(quantized.glob("*.safetensors*"))
+    assert [(folder / file.name).read_bytes() == file.read_bytes() for file in files] == [True] * len(files)
+    own, config = (json.loads((place / "config.json").read_text()) for place in (quantized, folder))
+    assert config["dtype"] == "bfloat16"
+    assert config["quantization_config"] == own["quantization_config"]
+    told, dense = form.describe(folder), open_checkpoint(tiny_llama_dir)
+    assert told["parameters"] == dense.num_parameters
+    in_blocks = sum(i.num_elements for name, i in dense.tensors.items() if ".layers." in name and len(i.shape) == 2)
+    packed = dense.num_bytes - 4 * in_blocks + in_blocks * bits // 8
+    assert packed < told["decode_bytes_per_token"] < 1.2 * packed  # and scales
 
 
 def test_weights_that_stay_as_they_are_become_links(tiny_llama_dir, tmp_path):

@@ -1,14 +1,16 @@
 """`measure`: model directories in the engine "transformers", in this process."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
+from prunus.benchmark.energy import find_meter
 from prunus.benchmark.memory import peak_memory
-from prunus.benchmark.paired import check_counts, check_length, compare
+from prunus.benchmark.paired import compare
+from prunus.benchmark.requests import Asked, Request
 from prunus.benchmark.transformers_engine import TransformersRunner, Work
 from prunus.checkpoint import open_checkpoint
 from prunus.errors import UserError
@@ -28,6 +30,8 @@ def measure(
     prompt_tokens: int = 512,
     new_tokens: int = 128,
     repetitions: int = 5,
+    concurrency: Sequence[int] = (1,),
+    requests: Sequence[Request] = (),
     threads: int | None = None,
     dtype: str = "auto",
     device: str = "auto",
@@ -37,7 +41,9 @@ def measure(
 
     `new_tokens` counts the first token, so it is at least 2. Times are seconds, sizes bytes; "model" and "dense" hold
     the same fields, "speedup" holds paired ratios dense / model (above 1: the model is faster) of prefill and decode.
-    "dense", "speedup" and "verdict" are None without `against`. Raises UserError for arguments that cannot be met.
+    "dense", "speedup" and "verdict" are None without `against`. `requests` take the place of a random prompt; "mixes"
+    then tells them apart. "concurrency" has a row for each number of requests at the same time above 1. Raises
+    UserError for arguments that cannot be met.
     """
     work = Work(
         prompt_tokens=prompt_tokens,
@@ -47,19 +53,20 @@ def measure(
         threads=threads if threads is not None else torch.get_num_threads(),
         trust_remote_code=trust_remote_code,
     )
-    asked = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens}
-    check_counts(**asked, repetitions=repetitions, threads=work.threads)
+    counts = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "repetitions": repetitions}
+    asked = Asked(**counts, concurrency=concurrency, fixed=requests)
+    asked.check(work.threads)
     if work.dtype not in ("auto", *DTYPES):
         raise UserError(f"dtype is {work.dtype!r}: give one of auto, {', '.join(DTYPES)}")
     directories = {"model": Path(directory)} | ({"dense": Path(against)} if against is not None else {})
     for path in directories.values():
-        check_length(str(path), _longest(path, work), **asked)
+        asked.check_fits(str(path), _longest(path, work))
     memory = _for_each("Peak memory", directories, lambda path: peak_memory(path, work))
     before = torch.get_num_threads()
     torch.set_num_threads(work.threads)
     try:
         runners = _for_each("Loading", directories, lambda path: TransformersRunner(path, work))
-        result = compare(runners, **asked, repetitions=repetitions, seed=work.seed)
+        result = compare(runners, asked, find_meter(work.device))
     finally:
         torch.set_num_threads(before)
     sides = {role: result[role] | memory[role] for role in directories}

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunus.benchmark.paired import Times
+from prunus.benchmark.runner import Times
 from prunus.checkpoint import open_checkpoint
 from prunus.machine_choice import DTYPES
 from prunus.models.whole import load_whole
@@ -27,7 +27,6 @@ class Work:
     device: str
     threads: int
     trust_remote_code: bool = False
-    seed: int = 0
 
 
 class TransformersRunner:
@@ -41,6 +40,11 @@ class TransformersRunner:
     def generate(self, prompt: list[int], new_tokens: int) -> Times:
         """Exactly `new_tokens` greedy tokens after the prompt."""
         return generate(self.model, torch.tensor([prompt], device=self.device), new_tokens)
+
+    def generate_together(self, prompts: list[list[int]], new_tokens: int) -> list[Times]:
+        """One batch of prompts of one length: every request gets its token when all do."""
+        times = generate(self.model, torch.tensor(prompts, device=self.device), new_tokens)
+        return [times] * len(prompts)
 
     def sizes(self) -> dict[str, Any]:
         """Of the checkpoint and of the loaded weights."""
@@ -59,22 +63,22 @@ def load(directory: Path, work: Work) -> Any:
 
 
 @torch.inference_mode()
-def generate(model: Any, ids_1T: Tensor, new_tokens: int) -> Times:
-    """Generate exactly `new_tokens` greedy tokens, end-of-sequence or not, and time each part of it.
+def generate(model: Any, ids_NT: Tensor, new_tokens: int) -> Times:
+    """Generate exactly `new_tokens` greedy tokens after each prompt, end-of-sequence or not, and time each part of it.
 
     Prefill is one forward over the prompt that fills the cache; TTFT adds the choice of the first token. Each decode
     step is one forward of one token and the choice of the next, so there are `new_tokens - 1` steps.
     """
     last_only = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
-    start = _now(ids_1T.device)
-    output = model(input_ids=ids_1T, use_cache=True, **last_only)
-    prefilled = _now(ids_1T.device)
-    token_11 = output.logits[:, -1:].argmax(-1)
-    step_ends = [_now(ids_1T.device)]
+    start = _now(ids_NT.device)
+    output = model(input_ids=ids_NT, use_cache=True, **last_only)
+    prefilled = _now(ids_NT.device)
+    token_N1 = output.logits[:, -1:].argmax(-1)
+    step_ends = [_now(ids_NT.device)]
     for _ in range(new_tokens - 1):
-        output = model(input_ids=token_11, past_key_values=output.past_key_values, use_cache=True)
-        token_11 = output.logits[:, -1:].argmax(-1)
-        step_ends.append(_now(ids_1T.device))
+        output = model(input_ids=token_N1, past_key_values=output.past_key_values, use_cache=True)
+        token_N1 = output.logits[:, -1:].argmax(-1)
+        step_ends.append(_now(ids_NT.device))
     steps = [end - begin for begin, end in pairwise(step_ends)]
     return Times(prefilled - start, step_ends[0] - start, steps)
 

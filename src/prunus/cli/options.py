@@ -26,6 +26,12 @@ Calibration = Annotated[
 Propagate = Annotated[str, typer.Option(help="sparse: later layers see pruned inputs; dense: original ones.")]
 Seed = Annotated[int, typer.Option(help="Which windows of the text, and which samples of the model, calibrate.")]
 Prompts = Annotated[list[str] | None, typer.Option(help="Show greedy continuations of this text; repeatable.")]
+PromptFile = Annotated[str | None, typer.Option(help="Prompts: a text file, one a line, or .jsonl with 'prompt'.")]
+Mixes = Annotated[
+    list[str] | None,
+    typer.Option(help="Prompts that come along: short, long-question, long-context (comma separated)."),
+]
+Concurrency = Annotated[str, typer.Option(help="Also measure so many requests at the same time, as in 1,4.")]
 Page = Annotated[
     Path | None, typer.Option("--output", "-o", help="The HTML file. Default: report.html in the last run.")
 ]

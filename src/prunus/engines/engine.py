@@ -35,7 +35,7 @@ class Engine:
     that go into a folder beside it, since they would overwrite files of the others. An engine without packages is the
     transformers that prunus itself runs with. `check` is asked before an installation and raises UserError when it
     cannot work; `probe` asks the new installation what it can do, and raises when it cannot be started. `worker` starts
-    a process that runs models in it.
+    a process that runs models in it. `together`: whether it runs several requests at the same time.
     """
 
     name: str
@@ -50,6 +50,7 @@ class Engine:
     check: Callable[[], None] = lambda: None
     probe: Callable[[Installed], dict[str, Any]] = lambda _installed: {}
     worker: Callable[[Installed], Worker] | None = None
+    together: bool = False
 
     def started(self, installed: Installed) -> Worker:
         """A fresh process of an engine that has packages of its own."""

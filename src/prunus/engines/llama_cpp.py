@@ -77,4 +77,5 @@ LLAMA_CPP = Engine(
     check=_check,
     probe=_probe,
     worker=LlamaCpp,
+    together=True,
 )

@@ -20,9 +20,12 @@ CONTINUATION = 5
 
 
 class Model:
-    """One GGUF file, loaded, with a context that keeps keys and values as the engine does by default."""
+    """One GGUF file, loaded, with a context that keeps keys and values as the engine does by default.
 
-    def __init__(self, file: str, context: int, threads: int) -> None:
+    It has room for so many sequences of `context` tokens.
+    """
+
+    def __init__(self, file: str, context: int, sequences: int, threads: int) -> None:
         parameters = library.llama_model_default_params()
         parameters.n_gpu_layers = 0  # what is measured and proved is the CPU
         parameters.use_extra_bufts = not has_amx()
@@ -32,7 +35,8 @@ class Model:
         self.vocabulary = library.llama_model_get_vocab(self.model)
         self.size = library.llama_vocab_n_tokens(self.vocabulary)
         options = library.llama_context_default_params()
-        options.n_ctx, options.n_threads, options.n_threads_batch = context, threads, threads
+        options.n_ctx, options.n_seq_max = context * sequences, sequences
+        options.n_threads, options.n_threads_batch = threads, threads
         self.context = library.llama_init_from_model(self.model, options)
         if not self.context:
             raise ValueError(f"llama.cpp cannot make a context of {context} tokens for {file}")
@@ -42,26 +46,34 @@ class Model:
         """Empty the cache of keys and values."""
         library.llama_memory_clear(library.llama_get_memory(self.context), True)
 
-    def forward(self, tokens: list[int], first: int, *, every: bool) -> Any:
+    def forward(self, tokens: list[int], first: int, *, every: bool, sequence: int = 0) -> Any:
         """Read tokens at positions `first`...; returns the logits (T, V) of `every` position, or (1, V)."""
-        batch = library.llama_batch_init(len(tokens), 0, 1)
-        batch.n_tokens = len(tokens)
-        for i, token in enumerate(tokens):
-            batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0] = token, first + i, 1, 0
-            batch.logits[i] = every or i == len(tokens) - 1
+        wanted = [every or i == len(tokens) - 1 for i in range(len(tokens))]
+        return self._decode([(token, first + i, sequence) for i, token in enumerate(tokens)], wanted)
+
+    def step(self, tokens: list[int], position: int) -> Any:
+        """Read one token of each sequence, all at one position; returns their logits (N, V)."""
+        places = [(token, position, sequence) for sequence, token in enumerate(tokens)]
+        return self._decode(places, [True] * len(tokens))
+
+    def _decode(self, places: list[tuple[int, int, int]], wanted: list[bool]) -> Any:
+        """Read (token, position, sequence) in one batch; returns the logits of those that are wanted."""
+        batch = library.llama_batch_init(len(places), 0, 1)
+        batch.n_tokens = len(places)
+        for i, (token, position, sequence) in enumerate(places):
+            batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0] = token, position, 1, sequence
+            batch.logits[i] = wanted[i]
         code = library.llama_decode(self.context, batch)
         library.llama_batch_free(batch)
         if code != 0:
             raise ValueError(f"llama_decode returned {code}")
-        rows = len(tokens) if every else 1
-        return np.ctypeslib.as_array(library.llama_get_logits(self.context), (rows, self.size))
+        return np.ctypeslib.as_array(library.llama_get_logits(self.context), (sum(wanted), self.size))
 
-    def read(self, tokens: list[int]) -> Any:
+    def read(self, tokens: list[int], sequence: int = 0) -> Any:
         """Read a prompt from the start, in the engine's own batches; returns the logits (V,) of its last position."""
-        self.forget()
         logits_1V = None
         for start in range(0, len(tokens), self.batch_size):
-            logits_1V = self.forward(tokens[start : start + self.batch_size], start, every=False)
+            logits_1V = self.forward(tokens[start : start + self.batch_size], start, every=False, sequence=sequence)
         assert logits_1V is not None
         return logits_1V[-1]
 
@@ -144,6 +156,7 @@ def generate(model: Model | None, request: dict[str, Any]) -> dict[str, Any]:
     """Exactly `new_tokens` greedy tokens after the prompt, end-of-sequence or not, and the time each part took."""
     assert model is not None
     prompt, start = request["prompt"], time.perf_counter()
+    model.forget()
     logits_V = model.read(prompt)
     prefilled = time.perf_counter()
     tokens = [int(logits_V.argmax())]
@@ -155,14 +168,39 @@ def generate(model: Model | None, request: dict[str, Any]) -> dict[str, Any]:
     return {"tokens": tokens, "prefill": prefilled - start, "first_token": ends[0] - start, "steps": steps}
 
 
-DO = {f.__name__: f for f in (describe, quantize, facts, tokenize, score, generate, memory)}
+def generate_together(model: Model | None, request: dict[str, Any]) -> dict[str, Any]:
+    """`new_tokens` greedy tokens for each of several requests that come at once, with prompts of one length.
+
+    Prompts are read one after the other, then all sequences step together. Of each request its tokens, the seconds
+    until the first of them, and those of every later one: the second waits until all prompts are read.
+    """
+    assert model is not None
+    prompts, start = request["prompts"], time.perf_counter()
+    model.forget()
+    tokens, ends = [], []
+    for sequence, prompt in enumerate(prompts):
+        tokens.append([int(model.read(prompt, sequence).argmax())])
+        ends.append([time.perf_counter()])
+    for number in range(request["new_tokens"] - 1):
+        logits_NV = model.step([own[-1] for own in tokens], len(prompts[0]) + number)
+        for own, chosen in zip(tokens, logits_NV.argmax(-1), strict=True):
+            own.append(int(chosen))
+        now = time.perf_counter()
+        for own_ends in ends:
+            own_ends.append(now)
+    steps = [[end - begin for begin, end in pairwise(own)] for own in ends]
+    told = zip(tokens, ends, steps, strict=True)
+    return {"requests": [{"tokens": t, "first_token": e[0] - start, "steps": s} for t, e, s in told]}
+
+
+DO = {f.__name__: f for f in (describe, quantize, facts, tokenize, score, generate, generate_together, memory)}
 
 
 def main() -> None:
     """Answer until the input ends."""
     library.llama_log_set(_LOG, ctypes.c_void_p(0))
     library.llama_backend_init()
-    serve(lambda asked: Model(asked["path"], asked["context"], asked["threads"]), DO)
+    serve(lambda asked: Model(asked["path"], asked["context"], asked.get("sequences", 1), asked["threads"]), DO)
 
 
 _shown = False

@@ -9,4 +9,5 @@ TRANSFORMERS = Engine(
     zeros="nothing: it multiplies zeros like any other number",
     shapes="memory and time, as the shapes go",
     tested={"transformers": "5.23.*", "torch": "2.13.*"},
+    together=True,
 )

@@ -86,4 +86,5 @@ VLLM = Engine(
     check=_check,
     probe=_probe,
     worker=Vllm,
+    together=True,
 )

@@ -38,12 +38,12 @@ def settings(threads: int) -> dict[str, str]:
 
 
 class Model:
-    """One model directory, loaded, with a cache for one sequence of `context` tokens and no other settings changed.
+    """One model directory, loaded, with a cache for so many sequences of `context` tokens, and few settings changed.
 
     Without compilation (`enforce_eager`): what torch.compile makes of a model takes minutes, and is not the model.
     """
 
-    def __init__(self, directory: str, context: int, threads: int, dtype: str) -> None:
+    def __init__(self, directory: str, context: int, sequences: int, threads: int, dtype: str) -> None:
         os.environ |= settings(threads)
         import torch
         from vllm.engine.arg_utils import EngineArgs
@@ -56,9 +56,9 @@ class Model:
             model_impl="vllm",
             max_model_len=context + 1,  # vLLM wants room for a token after a text, which nothing reads
             max_num_batched_tokens=max(context + 1, BATCHED),  # a text is read in one step
-            max_num_seqs=1,
+            max_num_seqs=sequences,
             enforce_eager=True,
-            kv_cache_memory_bytes=cache_bytes(directory, context),
+            kv_cache_memory_bytes=cache_bytes(directory, context) * sequences,
             enable_prefix_caching=False,
             async_scheduling=False,
             disable_log_stats=True,
@@ -95,10 +95,15 @@ class Model:
 
     def steps(self, tokens: list[int], **sampling: Any) -> Any:
         """Run one request to its end; yields what vLLM says of it after every step."""
+        yield from self.run([tokens], **sampling)
+
+    def run(self, prompts: list[list[int]], **sampling: Any) -> Any:
+        """The same of several requests that come at once; `request_id` is the number of a prompt."""
         from vllm import SamplingParams
 
         asked = SamplingParams(temperature=0, ignore_eos=True, detokenize=False, flat_logprobs=True, **sampling)
-        self.engine.add_request("0", {"prompt_token_ids": tokens}, asked)
+        for number, tokens in enumerate(prompts):
+            self.engine.add_request(str(number), {"prompt_token_ids": tokens}, asked)
         while self.engine.has_unfinished_requests():
             yield from self.engine.step()
 
@@ -194,10 +199,31 @@ def generate(model: Model | None, request: dict[str, Any]) -> dict[str, Any]:
     return {"tokens": tokens, "prefill": ends[0] - start, "first_token": ends[0] - start, "steps": steps}
 
 
+def generate_together(model: Model | None, request: dict[str, Any]) -> dict[str, Any]:
+    """`new_tokens` greedy tokens for each of several requests that come at once, in vLLM's own batches.
+
+    Of each request its tokens, the seconds until the first of them, and those of every later one.
+    """
+    assert model is not None
+    start = time.perf_counter()
+    tokens: list[list[int]] = [[] for _ in request["prompts"]]
+    ends: list[list[float]] = [[] for _ in request["prompts"]]
+    for output in model.run(request["prompts"], max_tokens=request["new_tokens"]):
+        number = int(output.request_id)
+        tokens[number] = list(output.outputs[0].token_ids)
+        ends[number].append(time.perf_counter())
+        if len(tokens[number]) != len(ends[number]):
+            raise ValueError("vLLM made more than one token of a request in one step, so no step can be timed")
+    steps = [[end - begin for begin, end in pairwise(own)] for own in ends]
+    told = zip(tokens, ends, steps, strict=True)
+    return {"requests": [{"tokens": t, "first_token": e[0] - start, "steps": s} for t, e, s in told]}
+
+
 def load(asked: dict[str, Any]) -> Model:
     """The directory of a request, loaded."""
-    return Model(asked["path"], asked["context"], asked["threads"], asked.get("dtype") or stated_dtype(asked["path"]))
+    dtype = asked.get("dtype") or stated_dtype(asked["path"])
+    return Model(asked["path"], asked["context"], asked.get("sequences", 1), asked["threads"], dtype)
 
 
 if __name__ == "__main__":
-    serve(load, {f.__name__: f for f in (describe, facts, tokenize, score, generate, memory)})
+    serve(load, {f.__name__: f for f in (describe, facts, tokenize, score, generate, generate_together, memory)})

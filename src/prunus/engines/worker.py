@@ -1,7 +1,8 @@
 """A process that runs models in an engine: the same few questions for all engines, answered by NAME_worker.py.
 
 inside/worker_loop.py says how it talks. A worker answers `load` with `facts` (description, vocabulary, bos, ends,
-chat_template), and can `tokenize`, `score`, `generate` and tell its peak `memory`.
+chat_template), and can `tokenize`, `score`, `generate` and tell its peak `memory`; where the engine runs several
+requests at the same time, it can `generate_together` as well.
 """
 
 from pathlib import Path
@@ -17,9 +18,15 @@ class Worker(EngineProcess):
 
     start: ClassVar[float] = 120.0
 
-    def load(self, path: Path, *, context: int, threads: int, timeout: float | None = None) -> dict[str, Any]:
-        """Load a file or directory with room for `context` tokens; returns what the engine made of it."""
+    def load(
+        self, path: Path, *, context: int, threads: int, sequences: int = 1, timeout: float | None = None
+    ) -> dict[str, Any]:
+        """Load a file or directory with room for `sequences` texts of `context` tokens; returns what it made of it.
+
+        Only an engine that runs several requests `together` is asked for more than one.
+        """
         request = {"do": "load", "path": str(path), "context": context, "threads": threads}
+        request |= {"sequences": sequences} if sequences > 1 else {}
         return self.ask(request, timeout=timeout or self.patience(bytes_of(path)))
 
     @classmethod

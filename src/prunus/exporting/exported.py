@@ -21,6 +21,11 @@ class Exported:
         return self.directory / str(self.step["file"])
 
     @property
+    def source(self) -> Path:
+        """The model directory that was exported; it may be gone by now."""
+        return Path(self.step["input"]["path"])
+
+    @property
     def target(self) -> str:
         """As `--to` takes it."""
         return f"{self.step['format']}:{self.step['type']}"

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileType:
     """`bits` per weight of most matrices, scales included. The bounds hold between the engine and transformers in
-    float32 on the same tokens: `kl` in nats per token, `nll` in nats.
+    float32 on the same tokens: `kl` in nats per token, `nll` in nats. `keeps`: the weights stay as `prunus quantize`
+    of the scheme with this name wrote them.
     """
 
     name: str
     bits: float
     kl: float
     nll: float
+    keeps: bool = False
 
     @property
     def in_two_steps(self) -> bool:

@@ -1,6 +1,7 @@
 """vLLM reads a model directory as it is: weights in one precision, and everything beside them that serving needs.
 
-The type is the precision that the weights are stored and computed in. Weight files that have it already become hard
+The type is the precision that the weights are stored and computed in, or the scheme of a quantized model, whose weights
+stay as they are and which is computed in bfloat16. Weight files that have it already become hard
 links where the disk allows it; prunus never writes into a weight file, and neither does an engine.
 """
 
@@ -33,6 +34,10 @@ TYPES = {
         FileType(name="bf16", bits=16, kl=1e-2, nll=0.02),
         FileType(name="f16", bits=16, kl=2e-4, nll=0.005),
         FileType(name="f32", bits=32, kl=1e-4, nll=0.002),
+        FileType(name="w8a8", bits=8, kl=0.03, nll=0.05, keeps=True),
+        FileType(name="int4-g128", bits=4.125, kl=0.03, nll=0.05, keeps=True),
+        FileType(name="int4-g32", bits=4.5, kl=0.03, nll=0.05, keeps=True),
+        FileType(name="fp8", bits=8, kl=0.15, nll=0.1, keeps=True),
     )
 }
 DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
@@ -44,19 +49,36 @@ def _check(_model: StreamedModel, kind: FileType) -> list[str]:
 
 
 def _write(job: Conversion) -> Path:
-    checkpoint, dtype = job.checkpoint, DTYPES[job.kind.name]
-    for file in sorted({info.file for info in checkpoint.tensors.values()}):
-        names = [name for name, info in checkpoint.tensors.items() if info.file == file]
-        _write_weights(checkpoint, names, file, job.folder / file.name, dtype)
+    checkpoint = job.checkpoint
     for file in checkpoint.side_files:
         shutil.copyfile(file, job.folder / file.name)
-    write_json(job.folder / CONFIG_NAME, with_dtype(read_raw_config(checkpoint.path), dtype))
+    if job.kind.keeps:
+        _keep_weights(checkpoint, job.folder)
+    else:
+        _write_in(checkpoint, DTYPES[job.kind.name], job.folder)
+    return job.folder
+
+
+def _keep_weights(checkpoint: Checkpoint, folder: Path) -> None:
+    """The files of a quantized model, and a config that says what it is computed in."""
+    for file in sorted({info.file for info in checkpoint.parts.values()}):
+        _link(file, folder / file.name)
+    if (index := checkpoint.path / INDEX_NAME).is_file():
+        shutil.copyfile(index, folder / INDEX_NAME)
+    write_json(folder / CONFIG_NAME, with_dtype(read_raw_config(checkpoint.path), torch.bfloat16))
+
+
+def _write_in(checkpoint: Checkpoint, dtype: torch.dtype, folder: Path) -> None:
+    """The model in one precision."""
+    for file in sorted({info.file for info in checkpoint.tensors.values()}):
+        names = [name for name, info in checkpoint.tensors.items() if info.file == file]
+        _write_weights(checkpoint, names, file, folder / file.name, dtype)
+    write_json(folder / CONFIG_NAME, with_dtype(read_raw_config(checkpoint.path), dtype))
     index = checkpoint.path / INDEX_NAME
     if index.is_file():
         total = sum(_stored(info, dtype).itemsize * info.num_elements for info in checkpoint.tensors.values())
         stated = json.loads(index.read_text(encoding="utf-8"))
-        write_json(job.folder / INDEX_NAME, {**stated, "metadata": {"total_size": total}})
-    return job.folder
+        write_json(folder / INDEX_NAME, {**stated, "metadata": {"total_size": total}})
 
 
 def _write_weights(
@@ -65,12 +87,17 @@ def _write_weights(
     """One weight file: the same one, where nothing in it changes."""
     infos = [checkpoint.tensors[name] for name in names]
     if all(info.dtype == _stored(info, dtype) for info in infos):
-        with suppress(OSError):  # another disk, or one that knows no links
-            os.link(source, target)
-            return
-        shutil.copyfile(source, target)
+        _link(source, target)
         return
     write_tensors(target, {name: checkpoint.read(name).to(_stored(checkpoint.tensors[name], dtype)) for name in names})
+
+
+def _link(source: Path, target: Path) -> None:
+    """The same file under another name; a copy on another disk, or one that knows no links."""
+    with suppress(OSError):
+        os.link(source, target)
+        return
+    shutil.copyfile(source, target)
 
 
 def _stored(info: TensorInfo, dtype: torch.dtype) -> torch.dtype:
@@ -90,9 +117,9 @@ def with_dtype(config: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
 def _describe(folder: Path) -> dict[str, Any]:
     checkpoint = open_checkpoint(folder)
     model = StreamedModel(checkpoint, dtype=torch.float32)
-    weight = footprint(model, shapes_of(model.config), model.config)
+    weight, stored = footprint(model, shapes_of(model.config), model.config), checkpoint.parts or checkpoint.tensors
     return {
-        "tensors": dict(Counter(str(info.dtype).removeprefix("torch.") for info in checkpoint.tensors.values())),
+        "tensors": dict(Counter(str(info.dtype).removeprefix("torch.") for info in stored.values())),
         "parameters": weight.parameters,
         "decode_bytes_per_token": weight.decode_bytes,
     }

@@ -30,7 +30,7 @@ def footprint(model: StreamedModel, shapes: Shapes, config: PretrainedConfig) ->
     decode_bytes = 0.0
     for name, shape in own.items():
         stored = model.checkpoint.tensors[model.names.keys_of([name])[0]]
-        itemsize = stored.num_bytes / max(stored.num_elements, 1)
+        itemsize = stored.num_bytes / max(stored.num_elements, 1)  # of a quantized one no whole number
         share = min(active / shape[0], 1.0) if name in banks and active else 1.0
         decode_bytes += 0 if name in looked_up else math.prod(shape) * itemsize * share
     return Footprint(sum(map(math.prod, own.values())), int(decode_bytes), kv_cache_values(config))

@@ -17,6 +17,7 @@ from prunus.reporting import tables
 from prunus.reporting.benchmark_figures import benchmark_figures
 from prunus.reporting.comparison_figures import comparison_figures
 from prunus.reporting.figures import Figure, finite, matrix_figures, sensitivity_figures
+from prunus.reporting.pareto import pareto_figures, pareto_verdicts
 from prunus.reporting.record import Run, read_runs
 from prunus.reporting.recovery_figures import recovery_figures
 from prunus.reporting.shape_figures import shape_figures
@@ -31,6 +32,7 @@ class Benchmark:
     conditions: str
     verdict: str
     rows: tables.Rows
+    parts: tables.Rows
     figures: list[Figure]
 
 
@@ -81,7 +83,8 @@ def render(runs: list[Run]) -> str:
     return _template().render(
         sections=sections,
         comparison=tables.comparison(several),
-        comparison_figures=comparison_figures(several),
+        comparison_figures=[*comparison_figures(several), *pareto_figures(several)],
+        pareto_verdicts=pareto_verdicts(several),
         place=place,
         figures=figures,
         plotly=Markup(get_plotlyjs()),  # a script to embed, not text of a record
@@ -104,7 +107,11 @@ def _section(run: Run) -> Section:
         continuations=tables.continuations(run),
         benchmarks=[
             Benchmark(
-                benchmark_conditions(one), one.get("verdict") or "", tables.benchmark(one), benchmark_figures(one)
+                conditions=benchmark_conditions(one),
+                verdict=one.get("verdict") or "",
+                rows=tables.benchmark(one),
+                parts=tables.parts(one),
+                figures=benchmark_figures(one),
             )
             for one in run.benchmarks
         ],

@@ -117,6 +117,14 @@ class Run:
         return next((value for value in reversed(pruned) if value is not None), None)
 
     @property
+    def pruned(self) -> bool:
+        """Whether any step took weights or shapes away."""
+        return any(
+            step.get("step") in ("sparsify", "shrink") or (step.get("settings") or {}).get("pattern")
+            for step in self.history
+        )
+
+    @property
     def quantized(self) -> dict[str, Any]:
         """The last step, if that quantized the model; else empty."""
         return self.history[-1] if self.history and self.history[-1].get("step") == "quantize" else {}

@@ -144,7 +144,33 @@ def benchmark(record: dict[str, Any]) -> Rows:
         for name, (words, show) in BENCHMARK_NUMBERS.items()
         if name in model and (name != "peak_gpu_memory_bytes" or model[name] is not None)
     ]
-    return [*rows, ["energy", str(record.get("energy", text.ABSENT)), str(record.get("energy", text.ABSENT))]]
+    counted = [_joules(side, record) if side else text.ABSENT for side in (dense, model)]
+    return [*rows, ["energy", *counted]]
+
+
+def _joules(side: dict[str, Any], record: dict[str, Any]) -> str:
+    """Joules a written token, the reading of its prompt included, and the counter that they are from."""
+    value = side.get("joules_per_token")
+    return text.ABSENT if value is None else f"{text.number(value, 3)} J a new token ({record.get('energy')})"
+
+
+def parts(record: dict[str, Any]) -> Rows:
+    """Each mix of prompts, and each number of requests at the same time: name, model, tokens/s, percentiles."""
+    named = [(f"mix {one['mix']}", one) for one in record.get("mixes") or []]
+    named += [(f"{one['requests']} at the same time", one) for one in record.get("concurrency") or []]
+    return [
+        [name, words, *_speed(part[role])]
+        for name, part in named
+        for role, words in (("dense", "dense"), ("model", "this model"))
+        if part.get(role)
+    ]
+
+
+def _speed(side: dict[str, Any]) -> list[str]:
+    speed = side.get("tokens_per_second", side.get("decode_tokens_per_second"))
+    times = (side.get(key) or {} for key in ("ttft_seconds", "tpot_seconds"))
+    waits = [" / ".join(text.seconds(one.get(p)) for p in ("p50", "p95", "p99")) for one in times]
+    return [text.fixed(speed, 1), *waits]
 
 
 def matrices(run: Run) -> Rows:

@@ -4,9 +4,13 @@ from pathlib import Path
 from typing import Any
 
 from prunus.benchmark import measure, measure_exported
+from prunus.benchmark.prompts import Prompt, chosen_prompts
+from prunus.benchmark.requests import Request, check_same, tokenised
 from prunus.checkpoint import add_to_record, open_checkpoint, read_record
 from prunus.errors import UserError
+from prunus.exporting import FORMATS
 from prunus.exporting.exported import Exported, find_exported
+from prunus.models.streamed import load_tokenizer
 from prunus.settings import BenchSettings
 from prunus.steps.done import done_before, mark
 from prunus.steps.export import export
@@ -27,15 +31,16 @@ def bench(
     settings that is already there is returned instead. Raises UserError for anything the user can mend.
     """
     checked = BenchSettings.check(**settings)
+    prompts = chosen_prompts(checked.prompts, checked.mix)
     exported = find_exported(model)
     _check_engine(str(model), exported, checked)
     path = exported.directory if exported else open_checkpoint(model, trust_remote_code=trust_remote_code).path
     if skip_done and (found := done_before(read_record(path), "benchmarks", checked)):
         return found[0]
     if exported:
-        result = _in_engine(exported, checked, trust_remote_code)
+        result = _in_engine(exported, checked, prompts, trust_remote_code)
     else:
-        result = _in_transformers(path, checked, trust_remote_code)
+        result = _in_transformers(path, checked, prompts, trust_remote_code)
     with results_survive(path):
         add_to_record(path, "benchmarks", mark([result], checked))
     return result
@@ -52,17 +57,44 @@ def _check_engine(model: str, exported: Exported | None, settings: BenchSettings
         raise UserError(f"{given[0]} is for transformers; {model} is {exported.target}, as it was exported.")
 
 
-def _in_transformers(path: Path, settings: BenchSettings, trust_remote_code: bool) -> dict[str, Any]:
+def _in_transformers(
+    path: Path, settings: BenchSettings, prompts: list[Prompt], trust_remote_code: bool
+) -> dict[str, Any]:
     against = settings.against
     dense = open_checkpoint(against, trust_remote_code=trust_remote_code).path if against else None
-    values = settings.model_dump(exclude={"against", "engine"})
-    return measure(path, against=dense, trust_remote_code=trust_remote_code, **values)
+    requests = _requests([path, *([dense] if dense else [])], settings, prompts, trust_remote_code)
+    values = settings.model_dump(exclude={"against", "engine", "mix", "prompts"})
+    return measure(path, against=dense, requests=requests, trust_remote_code=trust_remote_code, **values)
 
 
-def _in_engine(exported: Exported, settings: BenchSettings, trust_remote_code: bool) -> dict[str, Any]:
+def _in_engine(
+    exported: Exported, settings: BenchSettings, prompts: list[Prompt], trust_remote_code: bool
+) -> dict[str, Any]:
     dense = _dense(exported, settings.against, trust_remote_code) if settings.against else None
-    values = settings.model_dump(exclude={"against", "engine", *IN_PROCESS})
-    return measure_exported(exported, dense, **values)
+    sides = [one for one in (exported, dense) if one is not None and prompts]
+    readers = [one.load if one.load.is_dir() else one.source for one in sides]
+    requests = _requests(readers, settings, prompts, trust_remote_code)
+    values = settings.model_dump(exclude={"against", "engine", "mix", "prompts", *IN_PROCESS})
+    return measure_exported(exported, dense, requests=requests, **values)
+
+
+def _requests(
+    readers: list[Path], settings: BenchSettings, prompts: list[Prompt], trust_remote_code: bool
+) -> list[Request]:
+    """The prompts in tokens, by the tokenizer of the model; none when there are no prompts.
+
+    `readers` are the directories with the tokenizers of the model and of the dense one. What an export's engine makes
+    of text was compared with the tokenizer of its source when it was proved.
+    """
+    if not prompts:
+        return []
+    sizes = {"prompt_tokens": settings.prompt_tokens, "new_tokens": settings.new_tokens}
+    both = [
+        tokenised(prompts, load_tokenizer(open_checkpoint(reader, trust_remote_code=trust_remote_code)), **sizes)
+        for reader in readers
+    ]
+    check_same(both[0], both[-1], str(settings.against))
+    return both[0]
 
 
 def _dense(exported: Exported, against: str, trust_remote_code: bool) -> Exported:
@@ -70,7 +102,9 @@ def _dense(exported: Exported, against: str, trust_remote_code: bool) -> Exporte
     dense = find_exported(against)
     if dense is None:
         beside = exported.directory.with_name(f"{exported.directory.name}.dense")
-        export(against, beside, to=exported.target, trust_remote_code=trust_remote_code)
+        keeps = FORMATS[exported.step["format"]].types[exported.step["type"]].keeps
+        to = exported.step["format"] if keeps else exported.target  # the dense model has no scheme to keep
+        export(against, beside, to=to, trust_remote_code=trust_remote_code)
         dense = find_exported(beside)
     assert dense is not None
     if dense.engine.name != exported.engine.name:

@@ -86,7 +86,7 @@ def _of_export(
             "--choices, or evaluate the model that it was exported from."
         )
     dense = open_checkpoint(checked.against, trust_remote_code=trust_remote_code) if checked.against else None
-    came_from = exported.directory if packed else checked.against or exported.step["input"]["path"]
+    came_from = exported.directory if packed else checked.against or exported.source
     reader = open_checkpoint(came_from, trust_remote_code=trust_remote_code)
     _check(checked, [reader, *([dense] if dense else [])])
     results: list[Result] = []

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from prunus.benchmark.machine import peak_resident_bytes, reset_peak_resident
-from prunus.checkpoint import Checkpoint, OutputDirectory, open_dense
+from prunus.checkpoint import Checkpoint, OutputDirectory, open_checkpoint
 from prunus.checkpoint.record import RECORD_NAME, write_json
 from prunus.engines import Engine, Installed, require
 from prunus.engines.worker import Worker, bytes_of
@@ -72,12 +72,42 @@ def export(
 
 def check_export(model: StreamedModel, settings: ExportSettings) -> tuple[Target, Installed, list[str]]:
     """The target, its engine, and notes. Raises UserError for a model that the engine or the type does not take."""
-    target = parse_target(settings.to)
-    engine, checkpoint = target.format.engine, model.checkpoint
+    target, checkpoint = _target(settings.to, model.checkpoint), model.checkpoint
+    check_scheme(checkpoint, target)
+    engine = target.format.engine
     installed = check_engine(checkpoint, engine)
-    check_uniform(checkpoint, engine.name)
     untested = f"{engine.name} here is not the tested one: {', '.join(installed.untested)}"
-    return target, installed, [*([untested] if installed.untested else []), *target.format.check(model, target.kind)]
+    return target, installed, [*([untested] if installed.untested else []), *check_target(model, target)]
+
+
+def check_target(model: StreamedModel, target: Target) -> list[str]:
+    """Notes, from shapes alone. Raises UserError for a model that the format or the type does not take."""
+    check_scheme(model.checkpoint, target)
+    check_uniform(model.checkpoint, target.format.engine.name)
+    return target.format.check(model, target.kind)
+
+
+def check_scheme(checkpoint: Checkpoint, target: Target) -> None:
+    """Raises UserError for a quantized model in another type than its own, and for a dense one in such a type."""
+    scheme, kind, form = checkpoint.scheme, target.kind, target.format
+    if scheme is None and kind.keeps:
+        raise UserError(
+            f"{form.name}:{kind.name} is for what `prunus quantize --scheme {kind.name}` wrote, and {checkpoint.path} "
+            "is not quantized: quantize it first."
+        )
+    if scheme is not None and (not kind.keeps or kind.name != scheme.name):
+        able = ", ".join(one.name for one in form.types.values() if one.keeps) or "none"
+        raise UserError(
+            f"{checkpoint.path} is quantized ({scheme.name}), and its full-precision weights are gone; of quantized "
+            f"models {form.name} takes, each as it is: {able}. Export the model that it was made from."
+        )
+
+
+def _target(to: str, checkpoint: Checkpoint) -> Target:
+    """A format alone means, of a quantized model, its own scheme where the format has it."""
+    target, scheme = parse_target(to), checkpoint.scheme
+    own = target.format.types.get(scheme.name) if scheme is not None and ":" not in to else None
+    return Target(target.format, own) if own is not None else target
 
 
 def check_engine(checkpoint: Checkpoint, engine: Engine) -> Installed:
@@ -98,7 +128,7 @@ def check_engine(checkpoint: Checkpoint, engine: Engine) -> Installed:
 
 
 def _checked(model: str | Path, settings: ExportSettings, timeout: float | None, trust_remote_code: bool) -> Export:
-    checkpoint = open_dense(model, trust_remote_code=trust_remote_code)
+    checkpoint = open_checkpoint(model, trust_remote_code=trust_remote_code)
     streamed = StreamedModel(checkpoint, dtype=torch.float32)
     target, installed, notices = check_export(streamed, settings)
     return Export(streamed, target, settings, installed, proof_text(streamed), notices, timeout)

@@ -22,7 +22,8 @@ def identity(settings: Settings) -> dict[str, Any]:
         values["options"] = asdict(make_options(METHODS[settings.method].options, settings.options))
     named = [source for key in ("calibration", "data", "text") for source in values.get(key) or ()]
     files = [Path(source.spec) for text in named if (source := parse_source(text)).kind == "file"]
-    files += [Path(values[key]) for key in ("choices", "keep_zeros") if values.get(key)]
+    single = (values.get(key) for key in ("choices", "keep_zeros", "prompts"))
+    files += [Path(value) for value in single if isinstance(value, str)]  # the prompts of evaluate are texts
     return {**values, "files": {str(file): _sha256(file) for file in files if file.is_file()}}
 
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from prunus.engines import ENGINES, Engine, Installed, find
@@ -44,6 +45,29 @@ def show_engines(rows: list[dict[str, Any]]) -> None:
     console.print(table)
     for row in rows:
         say_untested(row["engine"], row["untested"])
+
+
+def show_engine_fit(run: str, rows: list[dict[str, Any]]) -> None:
+    table = Table(title=f"{run} in each engine", title_justify="left", show_lines=True)
+    for column in ("engine", "takes it", "does not take", "gains"):
+        table.add_column(column)
+    for row in rows:
+        cells = (
+            row["engine"] if row["installed"] else f"{row['engine']}, not installed: {row['install']}",
+            "\n".join(map(_taken, row["takes"])) or "no",
+            "\n".join(f"{', '.join(one['as'])}: {one['why']}" for one in row["refuses"]),
+            "\n".join(row["gains"]),
+        )
+        table.add_row(*map(escape, cells))
+    console.print(table)
+    say(sorted({note for row in rows for one in row["takes"] for note in one["notes"]}))
+
+
+def _taken(one: dict[str, Any]) -> str:
+    """A type that some matrices fall back from makes a larger file than its bits tell."""
+    if "about_bytes" not in one:
+        return str(one["as"])
+    return f"{one['as']}, {'more than' if one['notes'] else 'about'} {one['about_bytes'] / 1e6:,.1f} MB"
 
 
 def say_untested(name: str, untested: list[str] | tuple[str, ...]) -> None:

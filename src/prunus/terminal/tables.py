@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from prunus.models.families import FAMILIES
@@ -228,15 +229,40 @@ def show_continuations(result: dict[str, Any]) -> None:
 
 
 def show_bench(result: dict[str, Any]) -> None:
-    sides = {role: result[role] for role in ("dense", "model") if result[role]}
+    sides = _sides(result)
     title = f"{result['engine']}, {result['prompt_tokens']} prompt and {result['new_tokens']} new tokens"
     table = _table(f"{title}, {result['dtype']}, {result['threads']} threads", "", *sides)
     table.add_row("first token, s (p50)", *(f"{side['ttft_seconds']['p50']:.3f}" for side in sides.values()))
     table.add_row("prefill, tokens/s", *(f"{side['prefill_tokens_per_second']:.1f}" for side in sides.values()))
     table.add_row("decode, tokens/s", *(f"{side['decode_tokens_per_second']:.1f}" for side in sides.values()))
     table.add_row("peak memory, GiB", *(_gib(side["peak_memory_bytes"]) for side in sides.values()))
+    table.add_row("energy, J a new token", *(_joules(side) for side in sides.values()))
     console.print(table)
+    _show_parts("By mix", "mix", result["mixes"])
+    _show_parts("At the same time", "requests", result["concurrency"])
     console.print(result["verdict"] or "No verdict: name the dense model with --against to compare.", markup=False)
+
+
+def _sides(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {role: result[role] for role in ("dense", "model") if result[role]}
+
+
+def _joules(side: dict[str, Any]) -> str:
+    return f"{side['joules_per_token']:.3f}" if "joules_per_token" in side else "not measured"
+
+
+def _show_parts(title: str, name: str, rows: list[dict[str, Any]]) -> None:
+    """A line for each part of a benchmark and each model; nothing where there are no parts."""
+    if not rows:
+        return
+    seconds = ("p50", "p95", "p99")
+    table = _table(title, name, "model", "tokens/s", "first token, s (p50, p95, p99)", "each token, s (p50, p95, p99)")
+    for row in rows:
+        for role, side in _sides(row).items():
+            speed = side.get("tokens_per_second", side.get("decode_tokens_per_second"))
+            times = (" ".join(f"{side[key][p]:.3f}" for p in seconds) for key in ("ttft_seconds", "tpot_seconds"))
+            table.add_row(escape(str(row[name])), role, f"{speed:.1f}", *times)
+    console.print(table)
 
 
 def _gib(size: int | None) -> str:

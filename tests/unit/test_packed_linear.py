@@ -26,7 +26,7 @@ def matrix(layout, rows=ROWS, columns=COLUMNS):
     if layout == "2:4":
         weight *= torch.tensor([1.0, 0, 0, 1]).repeat(columns // 4)
     if layout == "tiles":
-        weight[16:32, :32] = 0
+        weight[16:32, : columns // 2] = 0
     return weight
 
 

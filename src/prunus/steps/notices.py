@@ -8,8 +8,8 @@ from prunus.sparsity import Pattern, Tile, Unstructured
 HIGH_SPARSITY = 0.6
 
 ZEROS_ALONE = (
-    "zeros alone bring no speed: transformers and most engines multiply them like any other number; `prunus export --to "
-    "sparse` packs them for the CPU."
+    "zeros alone bring no speed: transformers and most engines multiply them like any other number; `prunus export "
+    "--to sparse` packs them for the CPU."
 )
 
 

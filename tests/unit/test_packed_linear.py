@@ -114,6 +114,29 @@ def test_a_copy_stands_alone():
     assert int(copied._handle) != int(made._handle)
 
 
+def test_shared_memory_is_where_it_multiplies_from():
+    made = module(pack_cheapest(matrix("bitmask"), torch.bfloat16))
+    x = torch.randn(5, COLUMNS)
+    expected = made(x)
+    assert torch.equal(made.share_memory()(x), expected)
+    assert made._multiplier.packed.parts["weight"].is_shared()
+    assert made._multiplier.matrix.weight == made.weight.data_ptr()
+
+
+@pytest.mark.parametrize("assign", [True, False])
+def test_other_tensors_are_looked_at_before_they_are_used(assign):
+    made = module(pack_cheapest(matrix("bitmask"), torch.bfloat16))
+    x = torch.randn(5, COLUMNS)
+    twice = module(pack_cheapest(matrix("bitmask") * 2, torch.bfloat16))
+    expected = made(x) * 2
+    made.load_state_dict(twice.state_dict(), assign=assign)
+    torch.testing.assert_close(made(x), expected)
+    damaged = {**twice.state_dict(), "weight_mask": torch.full_like(made.weight_mask, -1)}
+    made.load_state_dict(damaged, assign=assign)
+    with pytest.raises(UserError, match="the packed matrix is damaged"):
+        made(x)
+
+
 def test_elsewhere_it_does_not_run():
     made = PackedLinear(Entry(layout="dense", type="bf16", rows=16, columns=16, values=256))
     with pytest.raises(UserError, match="run on the CPU, and this one lies on meta"):

@@ -14,7 +14,10 @@ from fresh_process import run_fresh, streamed_logits
 from packed_models import save_sparse, write_packed
 from prunus.checkpoint import open_checkpoint
 from prunus.errors import UserError
+from prunus.exporting import parse_target
+from prunus.models.streamed import open_model
 from prunus.models.whole import load_whole
+from prunus.runtime import check_packed, pack
 from prunus.runtime.entry import QUANT_METHOD
 from prunus.runtime.linear import PackedLinear
 
@@ -83,8 +86,8 @@ def test_it_opens_whichever_was_imported_first(packed, imports):
 
 def test_without_prunus_transformers_fails_and_says_what_to_install(packed):
     failing = """
-import io, sys
-from contextlib import redirect_stderr
+import sys
+sys.stderr = sys.stdout
 from transformers import AutoModelForCausalLM
 try:
     AutoModelForCausalLM.from_pretrained(sys.argv[1])
@@ -92,7 +95,7 @@ except RuntimeError as error:
     print("RuntimeError", error)
 assert "prunus" not in sys.modules
 """
-    said = run_fresh("import sys; sys.stderr = sys.stdout\n" + failing, packed)
+    said = run_fresh(failing, packed)
     assert f"Unknown quantization type, got {QUANT_METHOD}" in said
     assert "MISMATCH" in said
     assert said.splitlines()[-1].startswith("RuntimeError")
@@ -221,9 +224,6 @@ def test_the_head_is_packed_unless_it_is_the_embedding(tmp_path, family, to, hea
 
 
 def test_experts_stay_and_the_notes_say_so(tmp_path):
-    from prunus.exporting import parse_target
-    from prunus.models.streamed import open_model
-
     source = save_sparse("mixtral", tmp_path / "model")
     target = parse_target("sparse:int8")
     (note,) = target.format.check(open_model(source), target.kind)
@@ -329,9 +329,7 @@ def test_tiles_outside_the_matrix_are_refused(tmp_path, place):
         plain(broken.folder)
 
 
-def test_starts_that_overflow_are_refused(tmp_path):
-    from prunus.runtime import check_packed, pack
-
+def test_starts_that_overflow_are_refused():
     weight = torch.ones(64, 32)
     weight[:16, :16] = 0
     packed = pack(weight, "tiles", torch.bfloat16)

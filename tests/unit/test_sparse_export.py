@@ -13,7 +13,7 @@ from prunus.checkpoint import open_checkpoint, read_record
 from prunus.engines import ENGINES
 from prunus.engines.worker import bytes_of
 from prunus.errors import EngineError, UserError
-from prunus.exporting import parse_target
+from prunus.exporting import parse_target, sparse_directory
 from prunus.exporting.exported import find_exported
 from prunus.models.streamed import open_model
 
@@ -139,7 +139,7 @@ def test_a_full_disk_is_seen_beforehand(model, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failed_proof_leaves_nothing(model, tmp_path, monkeypatch):
+def test_an_engine_that_cannot_start_leaves_nothing(model, tmp_path, monkeypatch):
     monkeypatch.setattr("prunus.engines.sparse_cpu.WORKER", tmp_path / "absent.py")
     with pytest.raises(EngineError, match="sparse-cpu"):
         prunus.export(model, tmp_path / "out", to="sparse")
@@ -171,8 +171,6 @@ def test_shards_and_index_are_those_of_other_writers(model, tmp_path):
 
 def test_a_model_is_never_read_whole(model, tmp_path, monkeypatch):
     """At most the tensors of one written file are held, whatever the number of blocks."""
-    from prunus.exporting import sparse_directory
-
     sizes = []
     write = sparse_directory.write_tensors
 

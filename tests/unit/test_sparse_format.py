@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import safe_open
 
 from packed_models import save_sparse, write_packed
 from prunus.runtime import LAYOUTS, TYPES, pack
@@ -82,8 +83,6 @@ def test_the_table_of_tensors_names_every_tensor(layout, kind):
 
 
 def test_a_directory_on_disk_is_what_the_page_says(tmp_path):
-    from safetensors import safe_open
-
     folder = write_packed(save_sparse("gpt2", tmp_path / "model"), tmp_path / "out", "sparse:int8")
     config = json.loads((folder / "config.json").read_text())
     told = config["quantization_config"]

@@ -74,12 +74,18 @@ class PackedLinear(nn.Module):
         for name, buffer in self._buffers.items():
             if buffer is None:
                 continue
+            address = buffer.data_ptr()
             moved = fn(buffer)
             moved = moved if moved.dtype == buffer.dtype else buffer.to(moved.device)
-            if moved.is_meta or moved.data_ptr() != buffer.data_ptr():
+            if moved.is_meta or moved.data_ptr() != address:
                 self._multiplier = self._handle = None
             self._buffers[name] = moved
         return self
+
+    def _load_from_state_dict(self, *args: Any, **options: Any) -> None:
+        """Other tensors, which nobody has looked at yet."""
+        super()._load_from_state_dict(*args, **options)
+        self._multiplier = self._handle = None
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy holds tensors of its own."""

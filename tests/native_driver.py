@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from packed_case import bytes_of
 from prunus.runtime import LAYOUTS, Packed
 from prunus.runtime.native import INDEX, TYPES
 
@@ -59,7 +60,7 @@ def write_cases(file: Path, cases: Iterable[Case]) -> Path:
             to.write(struct.pack("<2i4q", number, kind, packed.rows, packed.columns, TYPES[x_MI.dtype], len(x_MI)))
             index = next((packed.parts[name] for name in INDEX if name in packed.parts), None)
             for part in (packed.parts["weight"], index, packed.parts.get("weight_start"), packed.scale_O, x_MI):
-                raw = b"" if part is None else part.contiguous().view(torch.uint8).numpy().tobytes()
+                raw = b"" if part is None else bytes_of(part).numpy().tobytes()
                 to.write(struct.pack("<2q", len(raw), 1 if part is None else part.element_size()) + raw)
     return file
 

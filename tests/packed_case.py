@@ -43,6 +43,11 @@ def packed_case(layout: str, kind: str, rows: int, columns: int, sparsity: float
     return packed
 
 
+def bytes_of(part: Tensor) -> Tensor:
+    """Its bytes, one-dimensional; strides of a tensor with one element or none may be anything."""
+    return part.flatten().clone(memory_format=torch.contiguous_format).view(torch.uint8)
+
+
 @cache
 def all_packed(layout: str, kind: str) -> tuple[Packed, ...]:
     return tuple(packed_case(layout, kind, *shape, sparsity) for shape in SHAPES for sparsity in SPARSITIES)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fresh_process import run_fresh
-from packed_case import CASES, DTYPES, SHAPES, all_packed, all_products, inputs, packed_case
+from packed_case import CASES, DTYPES, SHAPES, all_packed, all_products, bytes_of, inputs, packed_case
 from prunus.runtime import LAYOUTS, multiply, unpack
 from prunus.runtime.multiply import Multiplier, multiply_together
 from prunus.runtime.native import INDEX, Kernels, described, kernels, library_file
@@ -131,7 +131,7 @@ class _Anywhere:
 
     def __init__(self, part: Tensor, offset: int) -> None:
         self.bytes = torch.full((part.nbytes + offset,), 0xA5, dtype=torch.uint8)
-        self.bytes[offset:] = part.contiguous().view(torch.uint8).flatten()
+        self.bytes[offset:] = bytes_of(part)
         self.address = self.bytes.data_ptr() + offset
 
 

@@ -71,13 +71,13 @@ def test_a_file_that_is_not_there_is_refused_first(tmp_path, monkeypatch):
 
 
 def test_a_recipe_asks_for_its_prompts_before_the_work(tiny_llama_dir, tmp_path):
-    recipe = {"model": str(tiny_llama_dir), "steps": [{"sparsify": {"method": "magnitude"}}]}
+    recipe = {"version": 1, "model": str(tiny_llama_dir), "steps": [{"sparsify": {"method": "magnitude"}}]}
     recipe["steps"].append({"bench": {"prompts": str(tmp_path / "none.txt")}})
     file = tmp_path / "recipe.yaml"
     file.write_text(json.dumps(recipe))
     with pytest.raises(UserError, match=r"none\.txt is no file"):
         prunus.run(file, tmp_path / "out")
-    assert list(tmp_path.iterdir()) == [file]
+    assert not list(tmp_path.glob("out*"))
 
 
 def test_the_mixes_are_short_long_and_as_long_as_asked(tiny_tokenizer):

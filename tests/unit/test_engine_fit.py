@@ -27,7 +27,7 @@ def fit(model):
 def test_every_engine_has_a_row_and_every_type_a_verdict(tiny_llama_dir):
     rows = fit(tiny_llama_dir)
     assert list(rows) == list(ENGINES)
-    asked = {f"{form.name}:{kind}" for form in FORMATS.values() for kind in form.types}
+    asked = {f"{form.name}:{kind.name}" for form in FORMATS.values() for kind in form.types.values() if not kind.keeps}
     taken = {one["as"].removeprefix("--to ") for row in rows.values() for one in row["takes"]}
     refused = {name for row in rows.values() for one in row["refuses"] for name in one["as"]}
     assert asked == (taken | refused) - {"as it is"}
@@ -50,6 +50,15 @@ def test_zeros_and_shapes_are_said_in_each_engine_s_words(tiny_llama_dir, tmp_pa
     after = parameters(tmp_path / "small") / parameters(tiny_llama_dir)
     (said,) = fit(tmp_path / "small")["llama.cpp"]["gains"]
     assert said.startswith(f"{1 - after:.0%} fewer parameters: a decoded token reads {after:.2f} of the bytes")
+
+
+def test_a_quantized_model_is_taken_as_it_is_or_not_at_all(tiny_llama_dir, tmp_path):
+    package.quantize(tiny_llama_dir, tmp_path / "w8a8", scheme="w8a8", dtype="float32")
+    rows = fit(tmp_path / "w8a8")
+    assert [one["as"] for one in rows["vllm"]["takes"]] == ["--to vllm:w8a8"]
+    assert rows["llama.cpp"]["takes"] == []
+    (refused,) = rows["llama.cpp"]["refuses"]
+    assert "is quantized (w8a8), and its full-precision weights are gone" in refused["why"]
 
 
 def test_a_measured_speed_up_is_said_where_it_was_measured(tiny_llama_dir, tmp_path):

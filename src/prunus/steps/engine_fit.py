@@ -95,6 +95,8 @@ def _targets(model: StreamedModel, forms: list[Format]) -> tuple[list[Fit], list
     refused: dict[str, list[str]] = {}
     for form in forms:
         for kind in form.types.values():
+            if kind.keeps and model.checkpoint.scheme is None:
+                continue  # a type of quantized models alone
             name = f"{form.name}:{kind.name}"
             try:
                 notes = check_target(model, Target(form, kind))

@@ -67,7 +67,8 @@ void floats(const Matrix& m, int64_t strip, const Inputs& inputs, float (*out)[k
   while (source.next_run(run, 2)) {
     const typename Product::Input* x = Product::first(inputs) + run.column;
     int cell = 0;
-    for (; cell + kChains <= run.cells; cell += kChains)
+    for (; cell + kChains <= run.cells; cell += kChains) {
+      source.ask();
 #pragma GCC unroll 8
       for (int chain = 0; chain < kChains; ++chain, x += kStep) {
         const __m512i weights = source.next();
@@ -75,6 +76,7 @@ void floats(const Matrix& m, int64_t strip, const Inputs& inputs, float (*out)[k
         for (int b = 0; b < kBatch; ++b)
           sum[chain][b] = Product::add(sum[chain][b], weights, source, x + b * inputs.stride);
       }
+    }
     for (; cell < run.cells; ++cell, x += kStep) {
       const __m512i weights = source.next();
 #pragma GCC unroll 8
@@ -90,7 +92,7 @@ void floats(const Matrix& m, int64_t strip, const Inputs& inputs, float (*out)[k
 // int8 weights: inputs are unsigned, 128 more than they are, so 128 times the sum of the weights is taken off again.
 template <class Source, int kBatch>
 void bytes(const Matrix& m, int64_t strip, const Inputs& inputs, float (*out)[kStrip]) {
-  constexpr int kChains = kBatch == 1 ? 2 : 1;
+  constexpr int kChains = kBatch == 1 ? 4 : 1;
   constexpr int kStep = 4 * Source::kColumns;
   const __m512i offset = _mm512_set1_epi8(static_cast<char>(128));
   __m512 sum[kBatch];
@@ -121,13 +123,15 @@ void bytes(const Matrix& m, int64_t strip, const Inputs& inputs, float (*out)[kS
       x += kStep;
     };
     int cell = 0;
-    for (; cell + kChains <= run.cells; cell += kChains)
+    for (; cell + kChains <= run.cells; cell += kChains) {
+      source.ask();
 #pragma GCC unroll 4
       for (int chain = 0; chain < kChains; ++chain) add(chain);
+    }
     for (; cell < run.cells; ++cell) add(0);
-    if constexpr (kChains == 2) {
-      surplus[0] = _mm512_add_epi32(surplus[0], surplus[1]);
-      for (int b = 0; b < kBatch; ++b) products[0][b] = _mm512_add_epi32(products[0][b], products[1][b]);
+    for (int chain = 1; chain < kChains; ++chain) {
+      surplus[0] = _mm512_add_epi32(surplus[0], surplus[chain]);
+      for (int b = 0; b < kBatch; ++b) products[0][b] = _mm512_add_epi32(products[0][b], products[chain][b]);
     }
     for (int b = 0; b < kBatch; ++b) {
       const __m512 whole = _mm512_cvtepi32_ps(_mm512_sub_epi32(products[0][b], surplus[0]));

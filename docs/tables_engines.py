@@ -37,6 +37,8 @@ def _versions(rows: list[dict[str, Any]]) -> str:
 def engine_speeds() -> str:
     """Speed-ups over the dense model in the same engine; from what `benchmarks/engine_matrix.py` timed."""
     rows = [row for row in _measured("engine_matrix") if "speedup" in row]
+    if not rows:
+        return "Not measured yet."
     cells = (
         (
             row["engine"],

@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--types", default="sparse:bf16,sparse:int8")
     parser.add_argument("--dense-types", default="sparse:bf16,sparse:int8,gguf:q8_0,gguf:q4_0,gguf:q4_k_m")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     args.work.mkdir(parents=True, exist_ok=True)
     done = {json.loads(line)["row"] for line in args.out.read_text().splitlines()} if args.out.exists() else set()
     wanted = [("dense", args.dense, kind) for kind in args.dense_types.split(",")]

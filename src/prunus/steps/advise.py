@@ -29,7 +29,7 @@ from prunus.runtime.quantizer import replace_linears
 from prunus.runtime.timing import packed_as
 
 ADVISES = "sparse-cpu"
-LLAMA_CPP_SHARE = 0.8  # of the memory's bandwidth: docs/engines.md has what was measured
+LLAMA_CPP_SHARE = 0.8  # of the bandwidth, as it reaches at best: docs/sparse-cpu.md has a machine where it was 0.4
 BITS_OF_4 = 4.5  # Q4_0: 32 weights of 4 bits and a scale of 16
 _PROMPT, _TOKENS = 16, 24
 _LEAST = 512
@@ -99,7 +99,7 @@ def _told(name: str, pattern: str, seconds: float, size: float) -> dict[str, Any
 def _baselines(
     model: StreamedModel, shapes: Counter[tuple[int, int]], costs: Costs, outside: float
 ) -> list[dict[str, Any]]:
-    """What the dense model does today, in transformers and, estimated from its bytes, in 4 bits in llama.cpp."""
+    """What the dense model does today in transformers and, by its bytes, could do at best in 4 bits in llama.cpp."""
     weights = _weights(model, shapes)
     dense = _told("transformers bf16", "0", weights * costs.torch + outside, weights * 2)
     return [dense, _four_bits(model, shapes, costs)]
@@ -107,7 +107,7 @@ def _baselines(
 
 def _four_bits(model: StreamedModel, shapes: Counter[tuple[int, int]], costs: Costs) -> dict[str, Any]:
     size = _weights(model, shapes) * BITS_OF_4 / 8
-    return _told("gguf:q4_0 (estimate)", "0", size / (costs.memory * LLAMA_CPP_SHARE), size)
+    return _told("gguf:q4_0 (at best)", "0", size / (costs.memory * LLAMA_CPP_SHARE), size)
 
 
 def _weights(model: StreamedModel, shapes: Counter[tuple[int, int]]) -> int:

@@ -3,13 +3,25 @@
 from prunus.engines.engine import Engine, Installed
 from prunus.engines.environment import find, install, require
 from prunus.engines.llama_cpp import LLAMA_CPP
+from prunus.engines.onnxruntime import ONNXRUNTIME
 from prunus.engines.transformers import TRANSFORMERS
 from prunus.engines.vllm import VLLM
 from prunus.errors import UserError
 
-ENGINES: dict[str, Engine] = {engine.name: engine for engine in (TRANSFORMERS, LLAMA_CPP, VLLM)}
+ENGINES: dict[str, Engine] = {engine.name: engine for engine in (TRANSFORMERS, LLAMA_CPP, VLLM, ONNXRUNTIME)}
 
-__all__ = ["ENGINES", "LLAMA_CPP", "VLLM", "Engine", "Installed", "engine_named", "find", "install", "require"]
+__all__ = [
+    "ENGINES",
+    "LLAMA_CPP",
+    "ONNXRUNTIME",
+    "VLLM",
+    "Engine",
+    "Installed",
+    "engine_named",
+    "find",
+    "install",
+    "require",
+]
 
 
 def engine_named(name: str) -> Engine:

@@ -22,7 +22,9 @@ def show(context: typer.Context) -> None:
 
 
 @engines.command()
-def install(name: Annotated[str, typer.Argument(help="As in the list: llama.cpp or vllm.")]) -> None:
+def install(
+    name: Annotated[str, typer.Argument(help="As in the list: llama.cpp, vllm, onnxruntime or openvino.")],
+) -> None:
     """Install an engine into an environment of its own in the user's cache. Interrupted, it goes on.
 
     Example: `prunus engines install llama.cpp`

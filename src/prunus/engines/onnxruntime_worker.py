@@ -33,7 +33,7 @@ class Model:
         self.model = engine.Model(config)
         self.tokenizer = engine.Tokenizer(self.model)
         self.context = min(context, self.config["context_length"])
-        self.generator = None
+        self.generator: Any = None
 
     def _read(self, tokens: list[int]) -> Any:
         """A generator of its own for each text, which has read it."""
@@ -70,8 +70,8 @@ def convert(_model: Model | None, request: dict[str, Any]) -> dict[str, Any]:
     from onnxruntime_genai.models import builder
 
     source, target, kind = request["source"], request["target"], request["type"]
-    trust = f"hf_remote={str(request['trust']).lower()}"
-    options = builder.parse_extra_options(source, source, target, kind, "cpu", target, [trust, "hf_token=false"])
+    extra = ["hf_token=false", f"hf_remote={str(request['trust']).lower()}"]
+    options = builder.parse_extra_options(source, source, target, kind, "cpu", target, extra)
     builder.create_model(source, source, target, kind, "cpu", target, **options)
     return {}
 
@@ -107,7 +107,11 @@ def _count(tensors: Any, uses: Any, bits: Any, elements: Any, scales: Any) -> di
         if name in bits:
             types[f"int{bits[name]}"] += 1
             parameters += elements[name]
-        elif tensor.data_type != TensorProto.INT64 and name not in scales and not name.endswith(("cos_cache", "sin_cache")):
+        elif (
+            tensor.data_type != TensorProto.INT64
+            and name not in scales
+            and not name.endswith(("cos_cache", "sin_cache"))
+        ):
             types[str(helper.tensor_dtype_to_np_dtype(tensor.data_type))] += 1
             parameters += size
     return {"tensors": dict(types), "parameters": parameters, "decode_bytes_per_token": read}
@@ -130,7 +134,8 @@ def _template(folder: Path) -> str | None:
     """The chat template from where the engine's tokenizer takes it."""
     if (file := folder / "chat_template.jinja").is_file():
         return file.read_text(encoding="utf-8")
-    return json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template")
+    stated: dict[str, Any] = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    return stated.get("chat_template")
 
 
 def tokenize(model: Model | None, request: dict[str, Any]) -> dict[str, Any]:

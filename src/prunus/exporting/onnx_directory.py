@@ -9,6 +9,7 @@ from prunus.errors import UserError
 from prunus.exporting.formats import Conversion, Format
 from prunus.exporting.types import FileType
 from prunus.models import StreamedModel
+from prunus.models.limits import max_length
 
 # bounds: about four times what SmolLM2-135M-Instruct showed (docs/engines.md)
 TYPES = {
@@ -26,8 +27,14 @@ def _check(model: StreamedModel, _kind: FileType) -> list[str]:
     rotary = getattr(model.config, "rope_parameters", None) or {}
     if any(isinstance(part, dict) for part in rotary.values()):
         raise UserError(
-            f"{model.checkpoint.path} states its rotary angles for each kind of layer, which ONNX Runtime's builder does "
-            "not read; keep to transformers, or export to gguf."
+            f"{model.checkpoint.path} states its rotary angles for each kind of layer, which ONNX Runtime's builder "
+            "does not read; keep to transformers, or export to gguf."
+        )
+    window = getattr(model.config, "sliding_window", None)
+    if window and not getattr(model.config, "layer_types", None) and window < (max_length(model.config) or 0):
+        raise UserError(
+            f"every layer of {model.checkpoint.path} sees {window} tokens back, and ONNX Runtime fails at texts longer "
+            "than that; keep to transformers, or export to gguf."
         )
     return []
 

@@ -23,7 +23,7 @@ def show(context: typer.Context) -> None:
 
 @engines.command()
 def install(
-    name: Annotated[str, typer.Argument(help="As in the list: llama.cpp, vllm, onnxruntime or openvino.")],
+    name: Annotated[str, typer.Argument(help="As in the list: llama.cpp, vllm or onnxruntime.")],
 ) -> None:
     """Install an engine into an environment of its own in the user's cache. Interrupted, it goes on.
 

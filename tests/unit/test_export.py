@@ -68,7 +68,7 @@ def test_without_the_engine_the_command_that_installs_it_is_said(tiny_llama_dir,
 @pytest.mark.parametrize(
     ("to", "message"),
     [
-        ("onnx", "cannot export to 'onnx'; write gguf:TYPE with TYPE one of f32, f16"),
+        ("onyx", "cannot export to 'onyx'; write gguf:TYPE with TYPE one of f32, f16"),
         ("gguf:q9", "gguf type 'q9' is not one that prunus writes; allowed are f32, f16"),
     ],
 )

@@ -3,16 +3,19 @@
 from prunus.engines.engine import Engine, Installed
 from prunus.engines.environment import find, install, require
 from prunus.engines.llama_cpp import LLAMA_CPP
+from prunus.engines.onnxruntime import ONNXRUNTIME
 from prunus.engines.sparse_cpu import SPARSE_CPU
 from prunus.engines.transformers import TRANSFORMERS
 from prunus.engines.vllm import VLLM
 from prunus.errors import UserError
 
-ENGINES: dict[str, Engine] = {engine.name: engine for engine in (TRANSFORMERS, SPARSE_CPU, LLAMA_CPP, VLLM)}
+_TABLE = (TRANSFORMERS, SPARSE_CPU, LLAMA_CPP, VLLM, ONNXRUNTIME)
+ENGINES: dict[str, Engine] = {engine.name: engine for engine in _TABLE}
 
 __all__ = [
     "ENGINES",
     "LLAMA_CPP",
+    "ONNXRUNTIME",
     "SPARSE_CPU",
     "VLLM",
     "Engine",

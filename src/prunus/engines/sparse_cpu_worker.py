@@ -22,6 +22,8 @@ from worker_loop import memory, serve
 
 import prunus  # noqa: F401 it lets transformers open packed models
 
+ONE_BY_ONE = 16  # tokens of a window; the rest of it is read at once
+
 
 class Model:
     """One packed directory, as a user of transformers gets it."""
@@ -33,9 +35,13 @@ class Model:
 
     @torch.inference_mode()
     def read(self, window: list[int]) -> torch.Tensor:
-        """Logits (T, V) in fp32."""
-        logits_1TV: torch.Tensor = self.module(input_ids=torch.tensor([window]), use_cache=False).logits
-        return logits_1TV[0].float()
+        """Logits (T, V) in fp32. The first tokens are read one by one: a proof has to meet the kernels of decoding."""
+        cache, logits = None, []
+        for piece in filter(None, [*([token] for token in window[:ONE_BY_ONE]), window[ONE_BY_ONE:]]):
+            output = self.module(input_ids=torch.tensor([piece]), past_key_values=cache, use_cache=True)
+            cache = output.past_key_values
+            logits.append(output.logits[0].float())
+        return torch.cat(logits)
 
 
 def facts(model: Model | None, _request: dict[str, Any]) -> dict[str, Any]:

@@ -162,3 +162,12 @@ def test_the_cheapest_layout_is_the_one_the_zeros_lie_in(layout, expected):
 def test_of_equals_the_first_is_taken():
     first, second = (pack(matrix("dense"), "dense", torch.bfloat16) for _ in range(2))
     assert choose_layout([first, second]) is first
+
+
+def test_what_it_owns_no_file_can_change():
+    made = module(pack_cheapest(matrix("bitmask"), torch.bfloat16))
+    mapped, x = made.weight, torch.randn(5, COLUMNS)
+    made.own()
+    expected = made(x)
+    mapped.zero_()
+    assert torch.equal(made(x), expected)

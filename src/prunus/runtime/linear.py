@@ -44,6 +44,12 @@ class PackedLinear(nn.Module):
         self._multiplier, self._handle = Multiplier(self.packed), handle_of(self)
         return self._multiplier
 
+    def own(self) -> None:
+        """Copy what a file is mapped to: the file may change after it was looked at, and takes no large pages."""
+        for name, buffer in self._buffers.items():
+            if buffer is not None:
+                self._buffers[name] = buffer.clone()
+
     def multiply(self, x_MI: Tensor) -> Tensor:
         """x W^T (M, O), without the bias and without a gradient."""
         return (self._multiplier or self.prepare())(x_MI)

@@ -94,6 +94,7 @@ def _prepare(name: str, module: PackedLinear) -> None:
             raise UserError(
                 f"tensor {name}.{part} of the packed model is missing; restore it, or pack the model again."
             )
+    module.own()
     try:
         module.prepare()
     except UserError as error:

@@ -6,7 +6,13 @@ import typer
 
 from prunus.cli import options as opt
 
-To = Annotated[str, typer.Option(help="gguf:TYPE (f16, q8_0, q6_k, q4_k_m, ...) or vllm:TYPE (bf16, f16, f32).")]
+To = Annotated[
+    str,
+    typer.Option(
+        help="gguf:TYPE (f16, q8_0, q6_k, q4_k_m, ...), vllm:TYPE (bf16, f16, f32), onnx:TYPE (f32, int8, int4) or "
+        "openvino:TYPE (f32, f16, int8, int4)."
+    ),
+]
 Timeout = Annotated[float | None, typer.Option(help="Seconds for each thing asked of the engine. Default: by size.")]
 
 

@@ -57,7 +57,7 @@ def show_fit(run: opt.Model, trust_remote_code: opt.Trust = False) -> None:
 
 @engines.command()
 def install(
-    name: Annotated[str, typer.Argument(help="As in the list: llama.cpp, vllm or onnxruntime.")],
+    name: Annotated[str, typer.Argument(help="As in the list: llama.cpp, vllm, onnxruntime or openvino.")],
 ) -> None:
     """Install an engine into an environment of its own in the user's cache. Interrupted, it goes on.
 

@@ -9,8 +9,8 @@ from prunus.cli import options as opt
 To = Annotated[
     str,
     typer.Option(
-        help="gguf:TYPE (f16, q8_0, q4_k_m, ...), vllm:TYPE (bf16, f16, f32), onnx:TYPE (f32, int8, int4) or "
-        "sparse:TYPE (bf16, int8)."
+        help="gguf:TYPE (f16, q8_0, q4_k_m, ...), vllm:TYPE (bf16, f16, f32), onnx:TYPE (f32, int8, int4), "
+        "openvino:TYPE (f32, f16, int8, int4) or sparse:TYPE (bf16, int8)."
     ),
 ]
 Timeout = Annotated[float | None, typer.Option(help="Seconds for each thing asked of the engine. Default: by size.")]

@@ -4,18 +4,20 @@ from prunus.engines.engine import Engine, Installed
 from prunus.engines.environment import find, install, require
 from prunus.engines.llama_cpp import LLAMA_CPP
 from prunus.engines.onnxruntime import ONNXRUNTIME
+from prunus.engines.openvino import OPENVINO
 from prunus.engines.sparse_cpu import SPARSE_CPU
 from prunus.engines.transformers import TRANSFORMERS
 from prunus.engines.vllm import VLLM
 from prunus.errors import UserError
 
-_TABLE = (TRANSFORMERS, SPARSE_CPU, LLAMA_CPP, VLLM, ONNXRUNTIME)
+_TABLE = (TRANSFORMERS, SPARSE_CPU, LLAMA_CPP, VLLM, ONNXRUNTIME, OPENVINO)
 ENGINES: dict[str, Engine] = {engine.name: engine for engine in _TABLE}
 
 __all__ = [
     "ENGINES",
     "LLAMA_CPP",
     "ONNXRUNTIME",
+    "OPENVINO",
     "SPARSE_CPU",
     "VLLM",
     "Engine",

@@ -5,11 +5,12 @@ from prunus.exporting.formats import Conversion, Format, Target
 from prunus.exporting.gguf import GGUF
 from prunus.exporting.gguf_types import GGUF_TYPES, GgufType
 from prunus.exporting.onnx_directory import ONNX_DIRECTORY
+from prunus.exporting.openvino_directory import OPENVINO_DIRECTORY
 from prunus.exporting.sparse_directory import SPARSE_DIRECTORY
 from prunus.exporting.types import FileType
 from prunus.exporting.vllm_directory import VLLM_DIRECTORY
 
-_TABLE = (GGUF, VLLM_DIRECTORY, ONNX_DIRECTORY, SPARSE_DIRECTORY)
+_TABLE = (GGUF, VLLM_DIRECTORY, ONNX_DIRECTORY, OPENVINO_DIRECTORY, SPARSE_DIRECTORY)
 FORMATS: dict[str, Format] = {one.name: one for one in _TABLE}
 
 __all__ = ["FORMATS", "GGUF_TYPES", "Conversion", "FileType", "Format", "GgufType", "Target", "parse_target"]

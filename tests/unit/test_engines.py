@@ -244,9 +244,8 @@ def test_the_list_says_what_is_there_and_what_is_gained(cache, prunus):
 
 
 def test_an_unknown_engine_is_refused(cache, refused):
-    assert "unknown engine 'vlm'; allowed are transformers, sparse-cpu, llama.cpp, vllm, onnxruntime, openvino." in refused(
-        "engines", "install", "vlm", out=None
-    )
+    sentence = refused("engines", "install", "vlm", out=None)
+    assert "allowed are transformers, sparse-cpu, llama.cpp, vllm, onnxruntime, openvino." in sentence
 
 
 def test_an_engine_that_fails_ends_the_command_with_code_1(prunus, monkeypatch):

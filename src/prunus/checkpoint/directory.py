@@ -143,15 +143,20 @@ def open_dense(model: str | Path, *, trust_remote_code: bool = False) -> Checkpo
 
 
 def refuse_quantized(checkpoint: Checkpoint) -> None:
-    """Raises UserError where a step would have to undo a quantization."""
-    if checkpoint.packed:
-        raise UserError(
-            f"{checkpoint.path} is packed already, for the engine sparse-cpu: take the run that it was exported from."
-        )
+    """Raises UserError where a step would have to undo a quantization, or a packing."""
+    refuse_packed(checkpoint)
     if checkpoint.scheme is not None:
         raise UserError(
             f"{checkpoint.path} is quantized ({checkpoint.scheme.name}), and its full-precision weights are gone: "
             "prune and recover the model it was made from, then quantize."
+        )
+
+
+def refuse_packed(checkpoint: Checkpoint) -> None:
+    """Raises UserError for what an engine of prunus alone reads."""
+    if checkpoint.packed:
+        raise UserError(
+            f"{checkpoint.path} is packed already, for the engine sparse-cpu: take the run that it was exported from."
         )
 
 

@@ -74,14 +74,15 @@ def _fit(engine: Engine, installed: Installed | None, subject: Subject) -> tuple
         assert exported is not None
         why = f"only {exported.engine.name} reads {exported.target}; ask about what it was made from, {exported.source}"
         return [], [{"as": ["as it is"], "why": why}]
-    if not engine.packages:
+    forms = [form for form in FORMATS.values() if form.engine is engine]
+    if not forms:
         return [_in_transformers(subject.model.checkpoint)], []
     try:
         if installed is not None:
             check_engine(subject.model.checkpoint, engine)
     except UserError as error:
-        return [], [{"as": [form.name for form in FORMATS.values() if form.engine is engine], "why": str(error)}]
-    return _targets(subject.model, [form for form in FORMATS.values() if form.engine is engine])
+        return [], [{"as": [form.name for form in forms], "why": str(error)}]
+    return _targets(subject.model, forms)
 
 
 def _in_transformers(checkpoint: Checkpoint) -> Fit:

@@ -10,6 +10,7 @@ import torch
 
 from prunus.benchmark.machine import peak_resident_bytes, reset_peak_resident
 from prunus.checkpoint import Checkpoint, OutputDirectory, open_checkpoint
+from prunus.checkpoint.directory import refuse_packed
 from prunus.checkpoint.record import RECORD_NAME, write_json
 from prunus.engines import Engine, Installed, require
 from prunus.engines.worker import Worker, bytes_of
@@ -129,6 +130,7 @@ def check_engine(checkpoint: Checkpoint, engine: Engine) -> Installed:
 
 def _checked(model: str | Path, settings: ExportSettings, timeout: float | None, trust_remote_code: bool) -> Export:
     checkpoint = open_checkpoint(model, trust_remote_code=trust_remote_code)
+    refuse_packed(checkpoint)
     streamed = StreamedModel(checkpoint, dtype=torch.float32)
     target, installed, notices = check_export(streamed, settings)
     return Export(streamed, target, settings, installed, proof_text(streamed), notices, timeout)

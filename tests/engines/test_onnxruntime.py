@@ -40,6 +40,6 @@ def test_a_family_is_exact(family, tmp_path, tiny_tokenizer):
 @pytest.mark.parametrize("family", [one for one in TINY if one not in {*EXACT, "gpt2"} - {"mistral"}])
 def test_another_family_is_refused(family, tmp_path, tiny_tokenizer):
     model = save(tmp_path / "model", tiny_tokenizer, family)
-    with pytest.raises(UserError, match="onnxruntime|ONNX|onnx"):
+    with pytest.raises(UserError, match=r"onnxruntime|ONNX|onnx"):
         prunus.export(model, tmp_path / "out", to="onnx")
     assert not (tmp_path / "out").exists()

@@ -47,6 +47,19 @@ def test_one_threshold_over_the_model_prunes_matrices_differently(tiny_llama_dir
     assert len({row["sparsity"] for row in run.last_step["matrices"]}) > 1
 
 
+@pytest.mark.parametrize("used", ["uniform", "sensitivity"])
+def test_what_an_allocation_measured_is_in_the_record_and_the_report(used, tiny_llama_dir, tmp_path, text, monkeypatch):
+    monkeypatch.setattr(allocate, "held_out_kl", lambda _dense, directory, _batch, _limit: directory.name != used)
+    settings = {**SETTINGS, "allocation": "sensitivity", "calibration": (text,)}
+    run = prunus.sparsify(tiny_llama_dir, tmp_path / "out", **settings)
+    assert run.last_step["allocation"]["used"] == used
+    rows = run.last_step["sensitivity"]
+    assert [row["block"] for row in rows] == [0, 1]
+    assert all(row["kl"] > 0 and row["model"] == str(tiny_llama_dir) and row["pattern"] == "0.5@row" for row in rows)
+    page = prunus.report([run.path], tmp_path / "report.html").read_text()
+    assert "when only this block of it is pruned (method wanda" in page
+
+
 def test_an_allocation_needs_an_unstructured_pattern(tiny_llama_dir, tmp_path, text):
     with pytest.raises(UserError, match="unstructured"):
         prunus.sparsify(

@@ -33,8 +33,8 @@ def test_the_better_of_allocation_and_uniform_stays(allocation, tiny_llama_dir, 
     assert facts["used"] == min(facts["held_out_kl"], key=facts["held_out_kl"].get)
     total = sum(row["shape"][0] * row["shape"][1] for row in run.last_step["matrices"])
     zeros = sum(round(row["sparsity"] * row["shape"][0] * row["shape"][1]) for row in run.last_step["matrices"])
-    if facts["used"] == allocation:
-        assert zeros == round(0.6 * total)
+    if facts["used"] == allocation:  # Wanda's rows lose equally many, so a part of a row's weights may be missing
+        assert abs(zeros - round(0.6 * total)) <= (0 if allocation == "model" else 128 / 2)
     assert {path.name for path in tmp_path.iterdir()} == {"out", "text.txt"}
     assert prunus.sparsify(tiny_llama_dir, tmp_path / "out", **settings).reused
 
@@ -45,6 +45,29 @@ def test_one_threshold_over_the_model_prunes_matrices_differently(tiny_llama_dir
     run = prunus.sparsify(tiny_llama_dir, tmp_path / "out", **settings)
     assert run.last_step["allocation"]["used"] == "model"
     assert len({row["sparsity"] for row in run.last_step["matrices"]}) > 1
+
+
+@pytest.mark.parametrize(
+    ("method", "allocation", "pattern", "group"),
+    [
+        ("wanda", "owl", "0.6", "row"),  # Wanda's own, as in the paper
+        ("wanda", "owl", "0.6@matrix", "matrix"),
+        ("wanda", "model", "0.6", "matrix"),
+        ("wanda", "model", "0.6@row", "row"),
+        ("magnitude", "dlp", "0.6@row", "row"),
+        ("magnitude", "dlp", "0.6", "matrix"),
+    ],
+)
+def test_an_allocation_keeps_the_comparison_group(
+    method, allocation, pattern, group, tiny_llama_dir, tmp_path, text, monkeypatch
+):
+    monkeypatch.setattr(allocate, "held_out_kl", lambda _dense, directory, _batch, _limit: directory.name == "uniform")
+    settings = {**SETTINGS, "method": method, "allocation": allocation, "pattern": pattern, "calibration": (text,)}
+    run = prunus.sparsify(tiny_llama_dir, tmp_path / "out", **settings)
+    assert run.last_step["allocation"]["used"] == allocation
+    patterns = [row["pattern"] for row in run.last_step["matrices"]]
+    assert {one.rpartition("@")[2] for one in patterns} == {group}
+    assert len(set(patterns)) > 1
 
 
 @pytest.mark.parametrize("used", ["uniform", "sensitivity"])

@@ -26,7 +26,7 @@ from prunus.models import StreamedModel
 from prunus.models.spec import BlockSpec, Group, LinearSpec, Stage
 from prunus.progress import progress
 from prunus.settings import SparsifySettings
-from prunus.sparsity import Statistics, Unstructured, parse_pattern
+from prunus.sparsity import METHODS, Statistics, Unstructured, parse_pattern
 from prunus.sparsity.allocation import (
     Counts,
     apportion,
@@ -37,6 +37,7 @@ from prunus.sparsity.allocation import (
     outlier_ratio,
     owl,
 )
+from prunus.sparsity.patterns import Compare
 from prunus.steps.calibration_text import calibration_batch
 from prunus.steps.held_out import held_out_kl, held_out_windows, spread
 from prunus.steps.sensitivity import sensitivity_of_windows
@@ -104,9 +105,7 @@ def _search(
     return place / winner
 
 
-def _allocation(
-    model: StreamedModel, settings: SparsifySettings, pattern: Unstructured, place: Path
-) -> dict[str, Any]:
+def _allocation(model: StreamedModel, settings: SparsifySettings, pattern: Unstructured, place: Path) -> dict[str, Any]:
     """`overrides`, the pattern of every matrix, and `sensitivity`, the rows it was decided from where it was measured.
 
     Kept on disk, so that a search that goes on uses the same.
@@ -116,11 +115,21 @@ def _allocation(
         protected = _protected(model, settings)
         matrices = [(b, linear) for b, linear in model.spec.matrices if b.full_name(linear) not in protected]
         found = ALLOCATIONS[settings.allocation](model, settings, pattern, matrices)
-        patterns = as_patterns(_sizes(matrices), found.counts)
+        shapes = {block.full_name(linear): linear.shape for block, linear in matrices}
+        patterns = as_patterns(shapes, found.counts, _comparison_group(settings, pattern))
         overrides = {name: str(wanted) for name, wanted in patterns.items()}
         write_json(file, {"overrides": overrides, "sensitivity": found.sensitivity})
     kept: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return kept
+
+
+def _comparison_group(settings: SparsifySettings, pattern: Unstructured) -> Compare:
+    """What was asked for; else the method's own, as in the papers, which allocate and leave the rest to the method.
+
+    One threshold over the model is itself a ranking of whole matrices.
+    """
+    own: Compare = "matrix" if settings.allocation == "model" else METHODS[settings.method].compare
+    return pattern.compare or own
 
 
 def _protected(model: StreamedModel, settings: SparsifySettings) -> set[str]:
@@ -156,16 +165,12 @@ def _per_block(
     return {block.full_name(ln): sum(values[block.name]) / len(values[block.name]) for block, ln in matrices}
 
 
-def _by_owl(
-    model: StreamedModel, settings: SparsifySettings, pattern: Unstructured, matrices: Matrices
-) -> Allocated:
+def _by_owl(model: StreamedModel, settings: SparsifySettings, pattern: Unstructured, matrices: Matrices) -> Allocated:
     sizes, ratios = _sizes(matrices), _per_block(model, settings, matrices, outlier_ratio)
     return Allocated(owl(sizes, ratios, pattern.sparsity))
 
 
-def _by_dlp(
-    model: StreamedModel, settings: SparsifySettings, pattern: Unstructured, matrices: Matrices
-) -> Allocated:
+def _by_dlp(model: StreamedModel, settings: SparsifySettings, pattern: Unstructured, matrices: Matrices) -> Allocated:
     sizes = _sizes(matrices)
     medians = _per_block(model, settings, matrices, lambda score_OI: float(score_OI.median()))
     return Allocated(dlp(sizes, medians, pattern.sparsity))

@@ -12,6 +12,7 @@ from prunus.models import open_model
 from prunus.settings import SparsifySettings
 from prunus.steps import allocate, held_out
 from prunus.steps.calibration_text import calibration_batch
+from prunus.text import self_generated
 
 TEXT = "".join(f"The {number} brown foxes jump over {number * 7} lazy dogs and go home. " for number in range(600))
 SETTINGS = {"method": "wanda", "samples": 8, "length": 64, "dtype": "float32", "device": "cpu"}
@@ -140,6 +141,26 @@ def test_windows_that_judge_come_from_every_source_and_from_none_that_was_seen(t
     assert not seen & set(judges)
     digits = set(model.tokenizer("0123456789 ")["input_ids"])
     assert {set(window) <= digits for window in judges} == {True, False}
+
+
+def test_of_the_models_own_text_only_the_windows_that_judge_are_sampled_anew(tiny_llama_dir, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    sampled = []
+    real = self_generated.sample_tokens
+    monkeypatch.setattr(
+        self_generated,
+        "sample_tokens",
+        lambda *a, samples, **k: sampled.append(samples) or real(*a, samples=samples, **k),
+    )
+    settings = SparsifySettings(samples=24, length=16)
+    model = open_model(tiny_llama_dir)
+    seen = calibration_batch(model, settings).tokens_NT
+    judges = held_out.held_out_windows(model, settings).tokens_NT
+    assert sampled == [24, held_out.HELD_OUT]
+    assert len(judges) == held_out.HELD_OUT
+    assert not {tuple(row.tolist()) for row in seen} & {tuple(row.tolist()) for row in judges}
+    assert held_out.held_out_windows(model, settings).tokens_NT.equal(judges)
+    assert len(sampled) == 2
 
 
 def test_sensitivity_is_not_measured_on_the_windows_that_judge(tiny_llama_dir, tmp_path, text, monkeypatch):

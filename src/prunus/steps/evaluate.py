@@ -25,6 +25,7 @@ from prunus.models.streamed import load_tokenizer
 from prunus.settings import EvaluateSettings
 from prunus.steps.done import done_before, mark
 from prunus.steps.keep import results_survive
+from prunus.steps.length import fit_length
 from prunus.text.sources import parse_source
 
 Result = dict[str, Any]
@@ -53,27 +54,32 @@ def evaluate(
         raise UserError("--prompt shows two continuations side by side: give the dense model with --against.")
     subject = find_exported(model) or open_checkpoint(model, trust_remote_code=trust_remote_code)
     path = subject.directory if isinstance(subject, Exported) else subject.path
+    dense = _dense(subject, checked, trust_remote_code)
+    if checked.text:
+        checked = fit_length(checked, *(one.config for one in (subject, dense) if isinstance(one, Checkpoint)))
     if skip_done and (found := done_before(read_record(path), "evaluations", checked)):
         return found
     limit = parse_memory(max_memory)
     if isinstance(subject, Exported):
-        results = _of_export(subject, checked, limit, trust_remote_code)
+        assert dense is not None
+        results = _of_export(subject, dense, checked, limit)
     else:
-        results = _of_model(subject, checked, limit)
+        _check(checked, [subject, dense] if dense else [subject])
+        results = _measure(subject, dense, checked, _forward(subject, checked, limit))
     with results_survive(path):
         add_to_record(path, "evaluations", mark(results, checked))
     return results
 
 
-def _of_model(checkpoint: Checkpoint, checked: EvaluateSettings, max_memory: int | None) -> list[Result]:
-    trust = checkpoint.trust_remote_code
-    dense = open_checkpoint(checked.against, trust_remote_code=trust) if checked.against else None
-    _check(checked, [checkpoint, dense] if dense else [checkpoint])
-    return _measure(checkpoint, dense, checked, _forward(checkpoint, checked, max_memory))
+def _dense(subject: Exported | Checkpoint, settings: EvaluateSettings, trust_remote_code: bool) -> Checkpoint | None:
+    """What is compared with, or at least reads the text: an engine's file is no model that transformers opens."""
+    made_from = subject.step["input"]["path"] if isinstance(subject, Exported) else None
+    path = settings.against or made_from
+    return open_checkpoint(path, trust_remote_code=trust_remote_code) if path else None
 
 
 def _of_export(
-    exported: Exported, checked: EvaluateSettings, max_memory: int | None, trust_remote_code: bool
+    exported: Exported, dense: Checkpoint, checked: EvaluateSettings, max_memory: int | None
 ) -> list[Result]:
     """In the engine; what is compared with, and who reads the text, run in transformers."""
     if checked.prompts or checked.tasks:
@@ -81,7 +87,6 @@ def _of_export(
             f"--prompt and --tasks run in transformers, and {exported.directory} is {exported.target}: give --text or "
             "--choices, or evaluate the model that it was exported from."
         )
-    dense = open_checkpoint(checked.against or exported.step["input"]["path"], trust_remote_code=trust_remote_code)
     _check(checked, [dense])
     worker = exported.engine.started(require(exported.engine))
     with EngineSource(worker, exported, load_tokenizer(dense), dense.config) as source:

@@ -23,6 +23,8 @@ from prunus.steps.quantize_plan import make_quantize_plan
 from prunus.steps.sparsify_edit import notes_of_unseen
 from prunus.text.batches import TokenBatch
 
+HEADER_BYTES = 1024  # at most, of a tensor and its scales in the header of their file
+
 
 def quantize(
     model: str | Path,
@@ -71,6 +73,7 @@ class QuantizeStep:
         width = int(checkpoint.config.get_text_config(decoder=True).hidden_size)
         self.model = StreamedModel(checkpoint, dtype=choose_dtype(settings.dtype, device, width), device=device)
         self.plan = make_quantize_plan(self.model, self.scheme, settings.pattern)
+        self.sizes = {key: size + HEADER_BYTES for key, size in self.plan.num_bytes.items()}
         self.title = f"Quantize to {self.scheme.name}, {settings.method}"
         self.needs: Collection[str] = self.method.needs
         self.notices: list[str] = []

@@ -30,7 +30,7 @@ def dry_run(
     check_place(place, checkpoint.path)
     memory = plan_memory(step.model, step.needs, checked, parse_memory(max_memory))
     after = sum(step.plan.num_bytes.values())
-    done = is_done(place, checkpoint, checked, after + memory.disk_bytes)
+    done = is_done(place, checkpoint, checked, sum(step.sizes.values()) + memory.disk_bytes)
     if step.needs and not done:
         check_text(step.model, checked)
     return {

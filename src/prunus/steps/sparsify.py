@@ -85,6 +85,7 @@ class SparsifyStep:
 
     verb = "sparsify"
     prepares = False
+    sizes = None
 
     def __init__(self, settings: SparsifySettings, checkpoint: Checkpoint) -> None:
         self.settings = settings

@@ -20,10 +20,13 @@ from prunus.envelope import Envelope
 from prunus.errors import UserError
 from prunus.exporting import parse_target
 from prunus.models import StreamedModel
+from prunus.models.axes import shapes_of
 from prunus.progress import say
+from prunus.quantizing import SCHEMES
 from prunus.recipe import MAKES_A_MODEL, Recipe, Step, load_recipe
 from prunus.result import Run
 from prunus.settings import BenchSettings, EvaluateSettings, ExportSettings, ReportSettings, SparsifySettings
+from prunus.settings_quantize import QuantizeSettings
 from prunus.settings_shrink import ShrinkSettings
 from prunus.sparsity import METHODS
 from prunus.sparsity.methods import make_options
@@ -33,6 +36,7 @@ from prunus.steps.export import check_engine, check_scheme, export
 from prunus.steps.layer_choice import layer_budget
 from prunus.steps.plan import make_plan
 from prunus.steps.quantize import quantize
+from prunus.steps.quantize_plan import check_quantize
 from prunus.steps.recover import recover
 from prunus.steps.report import report
 from prunus.steps.shrink import plan_cuts, shrink
@@ -133,8 +137,8 @@ def check_recipe(recipe: Recipe, out: Path, trust_remote_code: bool) -> None:
         raise UserError(f"the recipe makes no model; add a step such as {' or '.join(sorted(MAKES_A_MODEL))}.")
     checkpoint = open_dense(recipe.model, trust_remote_code=trust_remote_code)
     check_place(out.expanduser().absolute(), checkpoint.path)
-    spec, config = StreamedModel(checkpoint, dtype=torch.float32).spec, checkpoint.config
-    depth = len(spec.blocks)
+    model, config = StreamedModel(checkpoint, dtype=torch.float32), checkpoint.config
+    spec, depth, sizes_known = model.spec, len(model.spec.blocks), True
     for step in recipe.steps:
         if isinstance(step.settings, SparsifySettings):
             s = step.settings
@@ -145,6 +149,10 @@ def check_recipe(recipe: Recipe, out: Path, trust_remote_code: bool) -> None:
                 depth -= layer_budget(step.settings.of_layers, depth).count
             cuts = plan_cuts(config, step.settings, trust_remote_code)
             config = cuts[-1].config if cuts else config
+            sizes_known = sizes_known and step.settings.budget is None
+        if isinstance(step.settings, QuantizeSettings) and sizes_known:
+            smaller = None if config is checkpoint.config else shapes_of(config, trust_remote_code=trust_remote_code)
+            check_quantize(model, SCHEMES[step.settings.scheme], step.settings.pattern, smaller)
         if isinstance(step.settings, ExportSettings):
             target = parse_target(step.settings.to)
             check_scheme(checkpoint, target)

@@ -66,6 +66,11 @@ class SparsifySettings(CalibratedSettings):
     allocation: Literal["uniform", "model", "owl", "dlp", "sensitivity"] = "uniform"
     propagate: Literal["sparse", "dense"] = "sparse"
 
+    @property
+    def reads_text(self) -> bool:
+        """Whether calibration text is looked at."""
+        return bool(METHODS[self.method].needs) or self.allocation != "uniform"
+
     @field_validator("method")
     @classmethod
     def _known_method(cls, value: str) -> str:

@@ -1,5 +1,6 @@
 """With llama.cpp itself: tiny random models of several families, exported and proved. Skipped where it is absent."""
 
+import json
 import shutil
 
 import pytest
@@ -90,6 +91,19 @@ def test_a_quantized_type_comes_from_the_quantizer(tmp_path):
     assert (told["step"], told["type"], told["file"]) == ("export", "q6_k", "out-q6_k.gguf")
     assert run.last_step["tensors"]["q6_k"] > 10
     assert not (run.path / "before-quantizing.gguf").exists()
+
+
+@pytest.mark.parametrize("to", ["gguf:f16", "gguf:q8_0", "gguf:q6_k"])
+def test_how_the_model_is_sampled_goes_along(to, tmp_path):
+    model = save(tmp_path / "model", hidden_size=256, intermediate_size=256)
+    said = {"temperature": 0.6, "top_k": 20, "repetition_penalty": 1.1, "eos_token_id": [2]}
+    (model / "generation_config.json").write_text(json.dumps(said))
+    assert prunus.export(model, tmp_path / "out", to=to).last_step["sampling"] == {
+        "general.sampling.temp": pytest.approx(0.6),
+        "general.sampling.top_k": 20,
+        "general.sampling.penalty_repeat": pytest.approx(1.1),
+        "general.sampling.penalty_last_n": -1,
+    }
 
 
 def test_what_the_engine_computes_otherwise_fails_the_proof(tmp_path):

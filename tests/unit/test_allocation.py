@@ -9,7 +9,8 @@ from prunus.errors import UserError
 from prunus.sparsity import Unstructured, allocation
 from prunus.sparsity.allocation import Counts
 
-SIZES = {"q": 576 * 576, "k": 192 * 576, "up": 1536 * 576, "tiny": 7}
+SHAPES = {"q": (576, 576), "k": (192, 576), "up": (1536, 576), "tiny": (1, 7)}
+SIZES = {name: rows * cols for name, (rows, cols) in SHAPES.items()}
 FACTS = {"q": 0.04, "k": 0.01, "up": 0.02, "tiny": 0.02}
 
 
@@ -18,8 +19,20 @@ FACTS = {"q": 0.04, "k": 0.01, "up": 0.02, "tiny": 0.02}
 def test_totals_are_exact_and_patterns_carry_them(allocate, sparsity: float) -> None:  # type: ignore[no-untyped-def]
     counts: Counts = allocate(SIZES, FACTS, sparsity)
     assert sum(counts.values()) == round(sparsity * sum(SIZES.values()))
-    for name, pattern in allocation.as_patterns(SIZES, counts).items():
-        assert pattern.num_pruned((1, SIZES[name])) == counts[name] < SIZES[name]
+    for name, pattern in allocation.as_patterns(SHAPES, counts, "matrix").items():
+        assert pattern.num_pruned(SHAPES[name]) == counts[name] < SIZES[name]
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.5, 0.777, 0.95])
+def test_rows_that_lose_equally_many_carry_what_rounding_left_over(sparsity: float) -> None:
+    shapes = {f"{name}{n}": shape for n in range(6) for name, shape in SHAPES.items() if name != "tiny"}
+    sizes = {name: rows * cols for name, (rows, cols) in shapes.items()}
+    counts = allocation.owl(sizes, {name: (n * 7 % 5) / 100 for n, name in enumerate(sizes)}, sparsity)
+    patterns = allocation.as_patterns(shapes, counts, "row")
+    pruned = {name: pattern.num_pruned(shapes[name]) for name, pattern in patterns.items()}
+    assert all(pattern.compare == "row" and pruned[name] % shapes[name][0] == 0 for name, pattern in patterns.items())
+    assert all(abs(pruned[name] - counts[name]) <= 1536 for name in shapes)
+    assert abs(sum(pruned.values()) - round(sparsity * sum(sizes.values()))) <= 1536 / 2
 
 
 @given(st.dictionaries(st.text(max_size=3), st.integers(1, 5000), min_size=1, max_size=8), st.floats(0, 0.9))
@@ -65,7 +78,7 @@ def test_outlier_ratio() -> None:
 @settings(max_examples=40, deadline=None)
 def test_one_threshold_is_the_sort_of_the_whole_model(seed: int, sparsity: float, ties: bool) -> None:
     generator = torch.Generator().manual_seed(seed)
-    scores = [(name, torch.randn(3, size, generator=generator).square() * scale) for name, size, scale in SHAPES]
+    scores = [(name, torch.randn(3, size, generator=generator).square() * scale) for name, size, scale in SCORED]
     if ties:
         scores = [(name, (score * 2).round()) for name, score in scores]
     counts = allocation.one_threshold(scores, sparsity)
@@ -75,16 +88,16 @@ def test_one_threshold_is_the_sort_of_the_whole_model(seed: int, sparsity: float
     assert counts == {name: sum(owner[place] == name for place in order) for name, _ in scores}
 
 
-SHAPES = [("a", 40, 1.0), ("b", 25, 0.5), ("c", 60, 1.003)]
+SCORED = [("a", 40, 1.0), ("b", 25, 0.5), ("c", 60, 1.003)]
 
 
 def test_a_matrix_that_would_vanish_is_refused() -> None:
     counts = allocation.one_threshold([("low", torch.zeros(2, 2)), ("high", torch.ones(2, 2))], 0.5)
     assert counts == {"low": 4, "high": 0}
     with pytest.raises(UserError, match=r"outside \[0, 1\)"):
-        allocation.as_patterns({"low": 4, "high": 4}, counts)
+        allocation.as_patterns({"low": (2, 2), "high": (2, 2)}, counts, "matrix")
 
 
 def test_counts_and_patterns_agree() -> None:
-    patterns = allocation.as_patterns({"a": 10}, {"a": 3})
+    patterns = allocation.as_patterns({"a": (2, 5)}, {"a": 3}, "matrix")
     assert patterns == {"a": Unstructured(0.3, "matrix")}

@@ -10,9 +10,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import prunus
 from fake_engine import fake_install, say_ready, write_script
-from prunus.engines import llama_cpp
+from prunus.checkpoint import open_checkpoint
+from prunus.engines import find, llama_cpp
 from prunus.errors import EngineError, UserError
-from prunus.exporting import GGUF_TYPES, parse_target
+from prunus.exporting import GGUF_TYPES, Conversion, parse_target
+from prunus.exporting.generation import left_behind
+from prunus.exporting.gguf_file import read_sampling
 from prunus.exporting.widths import check_widths
 from prunus.models.streamed import open_model
 
@@ -137,6 +140,75 @@ def test_layers_that_differ_are_refused(engine, tiny_llama_dir, tmp_path):
     prunus.shrink(tiny_llama_dir, tmp_path / "shrunk", attention=1, **calibration)
     with pytest.raises(UserError, match=r"differ, and llama\.cpp reads one width of each kind for all of them; shrink"):
         prunus.export(tmp_path / "shrunk", tmp_path / "out")
+
+
+# --- how the model is sampled ---
+
+GENERATION = {
+    "do_sample": True,
+    "temperature": 0.6,
+    "top_k": 20,
+    "top_p": 0.95,
+    "repetition_penalty": 1.1,
+    "no_repeat_ngram_size": 3,
+    "eos_token_id": [1],
+}
+HEADER_ONLY = """
+import json, sys
+from pathlib import Path
+from gguf import GGUFWriter
+options = dict(zip(sys.argv[2::2], sys.argv[3::2]))
+writer = GGUFWriter(options["--outfile"], "llama")
+for key, value in json.loads(Path(options["--metadata"]).read_text()).items():
+    (writer.add_int32 if isinstance(value, int) else writer.add_float32)(key, value)
+writer.write_header_to_file()
+writer.write_kv_data_to_file()
+writer.close()
+"""
+
+
+@pytest.fixture
+def sampled(tiny_llama_dir, tmp_path):
+    model = shutil.copytree(tiny_llama_dir, tmp_path / "model")
+    (model / "generation_config.json").write_text(json.dumps(GENERATION))
+    return model
+
+
+def write_gguf(model, folder):
+    folder.mkdir()
+    target = parse_target("gguf")
+    installed, checkpoint = find(llama_cpp.LLAMA_CPP), open_checkpoint(model)
+    job = Conversion(
+        checkpoint=checkpoint, kind=target.kind, installed=installed, folder=folder, stem="out", timeout=60.0
+    )
+    return target.format.write(job)
+
+
+def test_how_the_model_is_sampled_goes_into_the_file(engine, sampled, tmp_path):
+    engine(converter=HEADER_ONLY)
+    assert read_sampling(write_gguf(sampled, tmp_path / "folder")) == {
+        "general.sampling.temp": pytest.approx(0.6),
+        "general.sampling.top_k": 20,
+        "general.sampling.top_p": pytest.approx(0.95),
+        "general.sampling.penalty_repeat": pytest.approx(1.1),
+        "general.sampling.penalty_last_n": -1,  # the whole text, as in transformers
+    }
+    assert sorted(file.name for file in (tmp_path / "folder").iterdir()) == ["out-f16.gguf"]
+
+
+def test_a_converter_that_drops_it_ends_the_export(engine, sampled, tmp_path):
+    engine(converter=HEADER_ONLY.replace(".items()", ".fromkeys(()).items()"))
+    with pytest.raises(EngineError, match=r"says general\.sampling\.temp=None, and generation_config\.json says 0\.6"):
+        write_gguf(sampled, tmp_path / "folder")
+
+
+def test_what_a_file_cannot_hold_is_said(sampled, tiny_llama_dir):
+    assert left_behind(open_checkpoint(sampled)) == [
+        "generation_config.json says no_repeat_ngram_size=3, which a GGUF file has no place for."
+    ]
+    assert left_behind(open_checkpoint(tiny_llama_dir)) == []
+    (note,) = parse_target("gguf").format.check(open_model(sampled), parse_target("gguf").kind)
+    assert "no_repeat_ngram_size=3" in note
 
 
 # --- failures of the engine ---

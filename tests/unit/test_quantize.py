@@ -1,5 +1,6 @@
 """`prunus quantize`: what it writes and records, what reads it back, and every mistake in one sentence."""
 
+import contextlib
 import json
 import shutil
 
@@ -15,11 +16,13 @@ from prunus.checkpoint import output as output_module
 from prunus.errors import UserError
 from prunus.models import open_model, whole
 from prunus.models.families import Family
+from prunus.pipeline import check_recipe
 from prunus.quantizing import QUANTIZERS, SCHEMES, quantize_matrix
 from prunus.recipe import parse_recipe
 from prunus.settings_quantize import QuantizeSettings
 from prunus.sparsity import Statistics
 from prunus.steps.calibration_text import calibration_batch
+from prunus.steps.quantize_dry_run import dry_run
 
 CALIBRATED = {"samples": 4, "length": 64, "dtype": "float32"}
 
@@ -52,6 +55,59 @@ def test_what_is_recorded(model, text, tmp_path):
     assert stored.num_bytes == on_disk
     files = sum(file.stat().st_size for file in run.path.glob("*.safetensors"))
     assert on_disk < files < on_disk + 4096 * len(stored.parts)
+
+
+@pytest.mark.parametrize(
+    ("before", "scheme", "refused"),
+    [
+        ([], "int4-g128", "rows of 64 weights, no multiple of the 128"),
+        ([], "int4-g32", None),
+        ([{"shrink": {"ffn": 80, "multiple_of": 16}}], "int4-g32", "down_proj has rows of 80 weights"),
+        ([{"shrink": {"ffn": 96, "multiple_of": 32}}], "int4-g32", None),
+        ([{"shrink": {"parameters": 0.8}}], "int4-g32", None),  # nobody knows the widths yet
+    ],
+)
+def test_a_recipe_whose_scheme_does_not_fit_is_refused_before_its_first_step(before, scheme, refused, model, tmp_path):
+    steps = [*before, {"quantize": {"scheme": scheme}}]
+    recipe = parse_recipe({"version": 1, "model": str(model), "steps": steps})
+    with contextlib.nullcontext() if refused is None else pytest.raises(UserError, match=refused):
+        check_recipe(recipe, tmp_path / "out", trust_remote_code=False)
+    if refused:
+        with pytest.raises(UserError, match=refused):
+            prunus.run(recipe, tmp_path / "out")
+        assert not list(tmp_path.glob("out*"))
+
+
+def test_the_disk_has_to_hold_what_the_scheme_writes_and_no_more(model, tmp_path, monkeypatch):
+    once = prunus.quantize(model, tmp_path / "once", scheme="int4-g32").path
+    written = sum(file.stat().st_size for file in once.glob("*.safetensors"))
+    usage = shutil.disk_usage(tmp_path)
+    assert written < 0.7 * open_checkpoint(model).num_bytes
+    for free, fits in ((written - 1, False), (written + 1024 * len(open_checkpoint(model).tensors), True)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: usage._replace(free=free))
+        for do in (dry_run, prunus.quantize):
+            with contextlib.nullcontext() if fits else pytest.raises(UserError, match="no space"):
+                do(model, tmp_path / "out", scheme="int4-g32")
+
+
+def test_a_run_that_goes_on_needs_no_second_room_for_what_is_written(model, tmp_path, monkeypatch):
+    save = output_module.OutputDirectory.save_progress
+
+    def interrupted(output, state):
+        save(output, state)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(output_module.OutputDirectory, "save_progress", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prunus.quantize(model, tmp_path / "out", scheme="int4-g32")
+    monkeypatch.undo()
+    written = sum(file.stat().st_size for file in (tmp_path / "out.partial").glob("*.safetensors"))
+    needed = sum(prunus.quantize(model, tmp_path / "once", scheme="int4-g32").last_step["bytes"].values())
+    needed -= open_checkpoint(model).num_bytes
+    free = needed + 1024 * len(open_checkpoint(model).tensors) - written
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=free + 4096))
+    assert prunus.quantize(model, tmp_path / "out", scheme="int4-g32").path.exists()
 
 
 def test_killed_it_goes_on_and_ends_in_the_same_bytes(model, text, tmp_path, monkeypatch):

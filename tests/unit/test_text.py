@@ -120,7 +120,7 @@ def test_a_dataset_is_read_until_there_is_enough(tmp_path: Path, tiny_tokenizer:
     assert read_text(source, tiny_tokenizer, max_characters=15) == "document 0\n\ndocument 1"
     with pytest.raises(UserError, match=r"'n' is no column of text; the dataset has \['body', 'n'\]"):
         read_text(parse_source(f"hf:{tmp_path}:train:n"), tiny_tokenizer)
-    with pytest.raises(UserError, match="could not be read from the hub"):
+    with pytest.raises(UserError, match=r"test:body could not be read: Bad split: test\. Available splits"):
         read_text(parse_source(f"hf:{tmp_path}:test:body"), tiny_tokenizer)
 
 

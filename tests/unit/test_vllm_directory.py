@@ -1,15 +1,20 @@
 """What an export to vLLM writes, without vLLM: precision, side files, links."""
 
 import json
+import shutil
+from contextlib import nullcontext
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import prunus
 from prunus.checkpoint import open_checkpoint
+from prunus.errors import UserError
 from prunus.exporting import Conversion, parse_target
 from prunus.exporting.vllm_directory import with_dtype
+from prunus.models import open_model
 
 
 def write(model, folder, to):
@@ -23,6 +28,16 @@ def write(model, folder, to):
 
 def weights(folder):
     return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+
+
+@pytest.mark.parametrize(("head", "fits"), [(16, False), (32, True), (48, False), (64, True), (72, False)])
+def test_heads_that_its_attention_has_no_code_for_are_refused_beforehand(tmp_path, tiny_llama_dir, head, fits):
+    shutil.copytree(tiny_llama_dir, tmp_path / "model")
+    config = LlamaConfig(vocab_size=258, hidden_size=64, num_hidden_layers=1, num_attention_heads=2, head_dim=head)
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
+    target = parse_target("vllm")
+    with nullcontext() if fits else pytest.raises(UserError, match=rf"are {head} wide, and vLLM .* takes 32, 64, 80"):
+        assert target.format.check(open_model(tmp_path / "model"), target.kind) == []
 
 
 @pytest.mark.parametrize(("to", "dtype"), [("vllm", torch.bfloat16), ("vllm:f16", torch.float16)])

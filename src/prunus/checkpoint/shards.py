@@ -4,6 +4,7 @@ A file per block is what makes a run resumable at any block: each is written onc
 """
 
 import shutil
+from collections.abc import Mapping
 from typing import Protocol
 
 from prunus.checkpoint.directory import Checkpoint
@@ -31,13 +32,19 @@ class Shards:
         groups = self._split([key for key in self._tensors if key not in inside])
         self._num_outer, self._total = len(groups), len(groups) + len(blocks)
         self.outer = {self._name(i): keys for i, keys in enumerate(groups)}
+        self._files = self.outer | {self.of_block(i): keys for i, keys in enumerate(blocks)}
 
     def of_block(self, index: int) -> str:
         return self._name(self._num_outer + index)
 
-    def check_space(self, output: OutputDirectory, hidden_bytes: int) -> None:
-        """Raise UserError now when what is still to be written will not fit."""
-        missing = sum(info.num_bytes for name, info in self._tensors.items() if name not in output.files)
+    def check_space(self, output: OutputDirectory, hidden_bytes: int, sizes: Mapping[str, int] | None = None) -> None:
+        """Raise UserError now when what is still to be written will not fit.
+
+        `sizes` are the bytes that each of the checkpoint's tensors takes as written; None: as many as now.
+        """
+        written = set(output.files.values())
+        names = [name for file, keys in self._files.items() if file not in written for name in keys]
+        missing = sum(self._tensors[name].num_bytes if sizes is None else sizes[name] for name in names)
         needed, free = missing + hidden_bytes, shutil.disk_usage(output.partial).free
         if needed > free:
             raise UserError(

@@ -40,7 +40,9 @@ app.add_typer(engines, name="engines")
 def evaluate(
     model: opt.Model,
     text: Annotated[list[str] | None, typer.Option(help="PATH | hf:NAME:split:column | builtin; repeatable.")] = None,
-    length: Annotated[int, typer.Option(help="Tokens per window.")] = 2048,
+    length: Annotated[
+        int | None, typer.Option(help="Tokens per window. Default: 2048, or the model's maximum if that is less.")
+    ] = None,
     windows: Annotated[int | None, typer.Option(help="Only the first N windows.")] = None,
     against: opt.Against = None,
     choices: Annotated[str | None, typer.Option(help="JSON lines with ctx, endings, label.")] = None,
@@ -62,7 +64,7 @@ def evaluate(
     results = step(
         model,
         text=tuple(text or ()),
-        length=length,
+        **opt.given(length=length),
         windows=windows,
         against=against,
         choices=choices,

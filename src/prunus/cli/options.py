@@ -23,6 +23,10 @@ Calibration = Annotated[
     list[str] | None,
     typer.Option(help="PATH | hf:NAME:split:column | self | builtin, each with =weight; repeatable."),
 ]
+Length = Annotated[
+    int | None,
+    typer.Option(help="Tokens per calibration sequence. Default: 2048, or the model's maximum if that is less."),
+]
 Propagate = Annotated[str, typer.Option(help="sparse: later layers see pruned inputs; dense: original ones.")]
 Seed = Annotated[int, typer.Option(help="Which windows of the text, and which samples of the model, calibrate.")]
 Prompts = Annotated[list[str] | None, typer.Option(help="Show greedy continuations of this text; repeatable.")]
@@ -43,6 +47,11 @@ DryRun = Annotated[
 def emit(result: Any) -> None:
     """The machine-readable end of every command."""
     print(json.dumps(result, default=str, allow_nan=False), flush=True)
+
+
+def given(**values: Any) -> dict[str, Any]:
+    """The settings that were given on the command line; the others are left to their defaults."""
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def split(values: list[str] | None) -> list[str]:

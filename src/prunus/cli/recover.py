@@ -38,7 +38,10 @@ def recover(
     weight_decay: Annotated[float, typer.Option(help="Of matrices.", rich_help_panel=Optimizer)] = 0.0,
     clip: Annotated[float, typer.Option(help="Largest norm of the gradient.", rich_help_panel=Optimizer)] = 1.0,
     batch_tokens: Annotated[str, typer.Option(help="Tokens of one step.", rich_help_panel=Optimizer)] = "8192",
-    length: Annotated[int, typer.Option(help="Tokens of one sequence.", rich_help_panel=Optimizer)] = 1024,
+    length: Annotated[
+        int | None,
+        typer.Option(help="Tokens of one sequence. Default: 1024, or the model's maximum.", rich_help_panel=Optimizer),
+    ] = None,
     held_out: Annotated[int, typer.Option(help="Windows never trained on.", rich_help_panel=Optimizer)] = 16,
     evaluate_every: Annotated[
         int | None, typer.Option(help="Steps between evaluations.", rich_help_panel=Optimizer)
@@ -85,7 +88,7 @@ def recover(
         "weight_decay": weight_decay,
         "clip": clip,
         "batch_tokens": batch_tokens,
-        "length": length,
+        **opt.given(length=length),
         "held_out": held_out,
         "evaluate_every": evaluate_every,
         "patience": patience,

@@ -28,9 +28,12 @@ class LlamaCpp(Worker):
         super().__init__(installed.python, WORKER, name=NAME)
 
 
-def convert(installed: Installed, model: Path, target: Path, outtype: str, *, timeout: float) -> None:
-    """Write a model directory as a GGUF file by the stock converter. EngineError when it fails, with its last words."""
-    arguments = [str(model), "--outfile", str(target), "--outtype", outtype]
+def convert(installed: Installed, model: Path, target: Path, outtype: str, *, metadata: Path, timeout: float) -> None:
+    """Write a model directory as a GGUF file by the stock converter. EngineError when it fails, with its last words.
+
+    `metadata` is a JSON file of keys for the header, in place of those that the converter finds itself.
+    """
+    arguments = [str(model), "--outfile", str(target), "--outtype", outtype, "--metadata", str(metadata)]
     with EngineProcess(installed.python, installed.home / CONVERTER, arguments, name=THE_CONVERTER) as process:
         process.run_to_end("convert", timeout=timeout)
     if not target.is_file():

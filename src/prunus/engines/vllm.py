@@ -16,6 +16,8 @@ from prunus.errors import UserError
 NAME = "vllm"
 WORKER = Path(__file__).with_name("vllm_worker.py")
 TORCH = "2.13.0"
+# Widths of a head that its attention on the CPU has code for, in the release below
+HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 
 
 class Vllm(Worker):

@@ -6,6 +6,7 @@ from typing import Any
 
 from gguf import GGUFReader
 
+SAMPLING = "general.sampling."
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 
 
@@ -19,6 +20,12 @@ class GgufContent:
     types: dict[str, int]
     parameters: int
     decode_bytes: int
+
+
+def read_sampling(file: Path) -> dict[str, float | int]:
+    """What the header says of sampling, by its keys."""
+    fields: dict[str, Any] = GGUFReader(file).fields
+    return {key: field.contents() for key, field in fields.items() if key.startswith(SAMPLING)}
 
 
 def read_gguf(file: Path) -> GgufContent:

@@ -21,11 +21,14 @@ from prunus.checkpoint.directory import CONFIG_NAME, INDEX_NAME, TensorInfo, rea
 from prunus.checkpoint.output import write_tensors
 from prunus.checkpoint.record import write_json
 from prunus.engines import VLLM
+from prunus.engines.vllm import HEAD_SIZES
+from prunus.errors import UserError
 from prunus.exporting.formats import Conversion, Format
 from prunus.exporting.types import FileType
 from prunus.models import StreamedModel
 from prunus.models.axes import shapes_of
 from prunus.models.footprint import footprint
+from prunus.models.limits import head_size
 
 # bounds: about four times what SmolLM2-135M-Instruct showed (docs/engines.md); bfloat16 is that of its activations too
 TYPES = {
@@ -43,7 +46,13 @@ TYPES = {
 DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
 
 
-def _check(_model: StreamedModel, kind: FileType) -> list[str]:
+def _check(model: StreamedModel, kind: FileType) -> list[str]:
+    """Raise UserError for heads that vLLM's attention on the CPU has no code for."""
+    if (width := head_size(model.config)) not in HEAD_SIZES:
+        raise UserError(
+            f"the heads of {model.checkpoint.path} are {width} wide, and vLLM on the CPU takes "
+            f"{', '.join(map(str, HEAD_SIZES))}; export to gguf instead, or keep to transformers for this model."
+        )
     serve = "vLLM makes bfloat16 of float32 by itself: serve this directory with `--dtype float32`."
     return [serve] if kind.name == "f32" else []
 

@@ -14,6 +14,12 @@ def max_length(config: PretrainedConfig) -> int | None:
     return int(value) if value else None
 
 
+def head_size(config: PretrainedConfig) -> int:
+    """Values of one attention head."""
+    text = config.get_text_config(decoder=True)
+    return int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
+
+
 def kv_cache_values(config: PretrainedConfig) -> int:
     """Keys and values that one token leaves in all layers of a model; without attention, a mark for each."""
     layers = layer_fields(config)
@@ -28,5 +34,4 @@ def kv_cache_values(config: PretrainedConfig) -> int:
 
 def _of_layer(text: Any) -> int:
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return int(2 * heads * width)
+    return int(2 * heads * head_size(text))

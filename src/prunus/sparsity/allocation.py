@@ -1,8 +1,9 @@
 """Allocation: how many weights each matrix loses, so that together they lose exactly what was asked.
 
 Every function returns `{matrix name: number of weights to prune}`, whose sum is `round(sparsity * all weights)`;
-`as_patterns` turns the counts into patterns that carry them exactly. Facts (outlier ratios, medians, harm) are given
-per matrix: for one sparsity per block, as in the papers, give all matrices of a block the block's value.
+`as_patterns` turns the counts into patterns, which carry them exactly where matrices are ranked as a whole. Facts
+(outlier ratios, medians, harm) are given per matrix: for one sparsity per block, as in the papers, give all matrices of
+a block the block's value.
 
 Allocations can be worse than `uniform`, most of all with methods that update weights: accept one only when a held-out
 measure says so.
@@ -15,7 +16,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from prunus.sparsity.patterns import Unstructured
+from prunus.sparsity.patterns import Compare, Shape, Unstructured
 
 Sizes: TypeAlias = Mapping[str, int]
 Counts: TypeAlias = dict[str, int]
@@ -80,9 +81,20 @@ def one_threshold(scores: Iterable[tuple[str, Tensor]], sparsity: float) -> Coun
     return _finish_counts(counts, details, rank - sum(counts.values()))
 
 
-def as_patterns(sizes: Sizes, counts: Counts) -> dict[str, Unstructured]:
-    """Patterns that prune exactly these counts. UserError when a matrix would lose all of its weights."""
-    return {name: Unstructured(counts[name] / sizes[name], "matrix") for name in sizes}
+def as_patterns(shapes: Mapping[str, Shape], counts: Counts, compare: Compare) -> dict[str, Unstructured]:
+    """Patterns that prune these counts, ranked within each matrix or each row. UserError when a matrix would vanish.
+
+    Rows lose equally many weights, so with "row" a count is rounded to whole rows, and what that leaves is made up for
+    in the next matrix: in all, at most half a matrix's number of rows is missing.
+    """
+    if compare == "matrix":
+        return {name: Unstructured(counts[name] / (rows * cols), "matrix") for name, (rows, cols) in shapes.items()}
+    patterns, missing = {}, 0
+    for name, (rows, cols) in shapes.items():
+        of_row = min(max(round((counts[name] + missing) / rows), 0), cols - 1)
+        missing += counts[name] - rows * of_row
+        patterns[name] = Unstructured(of_row / cols, "row")
+    return patterns
 
 
 def apportion(sizes: Sizes, wanted: Mapping[str, float], sparsity: float) -> Counts:

@@ -26,8 +26,9 @@ from prunus.models import StreamedModel
 from prunus.models.spec import BlockSpec, Group, LinearSpec, Stage
 from prunus.progress import progress
 from prunus.settings import SparsifySettings
-from prunus.sparsity import Statistics, Unstructured, parse_pattern
+from prunus.sparsity import METHODS, Statistics, Unstructured, parse_pattern
 from prunus.sparsity.allocation import (
+    Counts,
     apportion,
     as_patterns,
     by_sensitivity,
@@ -36,6 +37,7 @@ from prunus.sparsity.allocation import (
     outlier_ratio,
     owl,
 )
+from prunus.sparsity.patterns import Compare
 from prunus.steps.calibration_text import calibration_batch
 from prunus.steps.held_out import held_out_kl, held_out_windows, spread
 from prunus.steps.sensitivity import sensitivity_of_windows
@@ -92,27 +94,42 @@ def _search(
     assert isinstance(pattern, Unstructured)
     uniform = settings.model_copy(update={"allocation": "uniform"})
     sparsify_to(place / "uniform", uniform)
-    overrides = _overrides(model, settings, pattern, place)
-    sparsify_to(place / settings.allocation, uniform.model_copy(update={"overrides": overrides}))
+    found = _allocation(model, settings, pattern, place)
+    sparsify_to(place / settings.allocation, uniform.model_copy(update={"overrides": found["overrides"]}))
     held_out = held_out_windows(model, settings)
     kls = {name: held_out_kl(model, place / name, held_out, max_memory) for name in ("uniform", settings.allocation)}
     winner = min(kls, key=lambda name: (kls[name], name != "uniform"))
     windows = len(held_out.tokens_NT)
     facts = {"asked": settings.allocation, "used": winner, "held_out_kl": kls, "held_out_windows": windows}
-    _record_choice(place / winner, settings, fingerprint, facts)
+    _record_choice(place / winner, settings, fingerprint, facts, found["sensitivity"])
     return place / winner
 
 
-def _overrides(model: StreamedModel, settings: SparsifySettings, pattern: Unstructured, place: Path) -> dict[str, str]:
-    """The pattern of every matrix; kept on disk, so that a search that goes on uses the same ones."""
+def _allocation(model: StreamedModel, settings: SparsifySettings, pattern: Unstructured, place: Path) -> dict[str, Any]:
+    """`overrides`, the pattern of every matrix, and `sensitivity`, the rows it was decided from where it was measured.
+
+    Kept on disk, so that a search that goes on uses the same.
+    """
     file = place / f"{settings.allocation}.json"
     if not file.exists():
         protected = _protected(model, settings)
         matrices = [(b, linear) for b, linear in model.spec.matrices if b.full_name(linear) not in protected]
-        patterns = ALLOCATIONS[settings.allocation](model, settings, pattern, matrices)
-        write_json(file, {name: str(wanted) for name, wanted in patterns.items()})
-    overrides: dict[str, str] = json.loads(file.read_text(encoding="utf-8"))
-    return overrides
+        found = ALLOCATIONS[settings.allocation](model, settings, pattern, matrices)
+        shapes = {block.full_name(linear): linear.shape for block, linear in matrices}
+        patterns = as_patterns(shapes, found.counts, _comparison_group(settings, pattern))
+        overrides = {name: str(wanted) for name, wanted in patterns.items()}
+        write_json(file, {"overrides": overrides, "sensitivity": found.sensitivity})
+    kept: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return kept
+
+
+def _comparison_group(settings: SparsifySettings, pattern: Unstructured) -> Compare:
+    """What was asked for; else the method's own, as in the papers, which allocate and leave the rest to the method.
+
+    One threshold over the model is itself a ranking of whole matrices.
+    """
+    own: Compare = "matrix" if settings.allocation == "model" else METHODS[settings.method].compare
+    return pattern.compare or own
 
 
 def _protected(model: StreamedModel, settings: SparsifySettings) -> set[str]:
@@ -121,6 +138,14 @@ def _protected(model: StreamedModel, settings: SparsifySettings) -> set[str]:
 
 
 Matrices = list[tuple[BlockSpec, LinearSpec]]
+
+
+@dataclass(frozen=True, slots=True)
+class Allocated:
+    """How many weights each matrix loses, and the measured rows that this was decided from, where there are any."""
+
+    counts: Counts
+    sensitivity: list[dict[str, Any]] = field(default_factory=list)
 
 
 def _sizes(matrices: Matrices) -> dict[str, int]:
@@ -140,30 +165,26 @@ def _per_block(
     return {block.full_name(ln): sum(values[block.name]) / len(values[block.name]) for block, ln in matrices}
 
 
-def _by_owl(
-    model: StreamedModel, settings: SparsifySettings, pattern: Unstructured, matrices: Matrices
-) -> dict[str, Unstructured]:
+def _by_owl(model: StreamedModel, settings: SparsifySettings, pattern: Unstructured, matrices: Matrices) -> Allocated:
     sizes, ratios = _sizes(matrices), _per_block(model, settings, matrices, outlier_ratio)
-    return as_patterns(sizes, owl(sizes, ratios, pattern.sparsity))
+    return Allocated(owl(sizes, ratios, pattern.sparsity))
 
 
-def _by_dlp(
-    model: StreamedModel, settings: SparsifySettings, pattern: Unstructured, matrices: Matrices
-) -> dict[str, Unstructured]:
+def _by_dlp(model: StreamedModel, settings: SparsifySettings, pattern: Unstructured, matrices: Matrices) -> Allocated:
     sizes = _sizes(matrices)
     medians = _per_block(model, settings, matrices, lambda score_OI: float(score_OI.median()))
-    return as_patterns(sizes, dlp(sizes, medians, pattern.sparsity))
+    return Allocated(dlp(sizes, medians, pattern.sparsity))
 
 
 def _by_one_threshold(
     model: StreamedModel, settings: SparsifySettings, pattern: Unstructured, matrices: Matrices
-) -> dict[str, Unstructured]:
-    return as_patterns(_sizes(matrices), one_threshold(Scores(model, settings, matrices), pattern.sparsity))
+) -> Allocated:
+    return Allocated(one_threshold(Scores(model, settings, matrices), pattern.sparsity))
 
 
 def _by_measured_sensitivity(
     model: StreamedModel, settings: SparsifySettings, pattern: Unstructured, matrices: Matrices
-) -> dict[str, Unstructured]:
+) -> Allocated:
     seen = calibration_batch(model, settings)  # not the windows that judge the result
     rows = sensitivity_of_windows(model, spread(seen, range(len(seen.tokens_NT))).tokens_NT, pattern, by="block")
     harm = {row["name"]: max(row["kl"], 1e-9) for row in rows}
@@ -173,7 +194,7 @@ def _by_measured_sensitivity(
         block_sizes[block.name] = block_sizes.get(block.name, 0) + linear.shape[0] * linear.shape[1]
     counts = by_sensitivity(block_sizes, {name: harm[name] for name in block_sizes}, pattern.sparsity)
     wanted = {block.full_name(ln): counts[block.name] / block_sizes[block.name] for block, ln in matrices}
-    return as_patterns(sizes, apportion(sizes, wanted, pattern.sparsity))
+    return Allocated(apportion(sizes, wanted, pattern.sparsity), rows)
 
 
 ALLOCATIONS = {
@@ -237,11 +258,19 @@ def _fingerprint(directory: Path) -> str | None:
     return record["history"][-1]["fingerprint"] if record else None
 
 
-def _record_choice(directory: Path, settings: SparsifySettings, fingerprint: str, facts: dict[str, Any]) -> None:
-    """Give the record the settings that were asked for."""
+def _record_choice(
+    directory: Path,
+    settings: SparsifySettings,
+    fingerprint: str,
+    facts: dict[str, Any],
+    measured: list[dict[str, Any]],
+) -> None:
+    """Give the record the settings that were asked for, and what was measured of the input on the way."""
     record = read_record(directory)
     assert record is not None
-    record["history"][-1] |= {
+    entry = record["history"][-1]
+    entry |= {
+        "sensitivity": [*entry["sensitivity"], *measured],
         "settings": settings.model_dump(mode="json"),
         "fingerprint": fingerprint,
         "allocation": facts,

@@ -7,7 +7,7 @@ Shapes: N = sequences, T = tokens, H = hidden.
 """
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -53,6 +53,9 @@ class BlockStep(Protocol):
 
     @property
     def edits_head(self) -> bool: ...
+
+    @property
+    def sizes(self) -> Mapping[str, int] | None: ...  # bytes of each tensor as written; None: at most as many as now
 
     @property
     def notices(self) -> list[str]: ...  # said before the work
@@ -105,7 +108,7 @@ class BlockJob:
         saved = output.progress() or nothing_done()
         self.model.dtype = DTYPES[saved.get("dtype", str(self.model.dtype).removeprefix("torch."))]
         memory = plan_memory(self.model, self.step.needs, self.step.settings, self.max_memory)
-        self.shards.check_space(output, max(memory.disk_bytes - _hidden_on_disk(output), 0))
+        self.shards.check_space(output, max(memory.disk_bytes - _hidden_on_disk(output), 0), self.step.sizes)
         reads_text = self.step.prepares or self.step.needs
         batch = calibration_batch(self.model, self.step.settings) if reads_text else no_text()
         if self.step.prepares:

@@ -16,11 +16,12 @@ from prunus.checkpoint.output import check_place
 from prunus.errors import UserError
 from prunus.models import StreamedModel
 from prunus.settings import Settings, SparsifySettings
-from prunus.sparsity import METHODS, parse_pattern
+from prunus.sparsity import parse_pattern
 from prunus.steps.calibration_text import check_text
 from prunus.steps.estimate import Estimate
 from prunus.steps.held_out import HELD_OUT
 from prunus.steps.identity import identity
+from prunus.steps.length import fit_length
 from prunus.steps.notices import notices
 from prunus.steps.sparsify import estimate
 
@@ -45,8 +46,10 @@ def dry_run(
     """
     checked = SparsifySettings.check(**settings)
     checkpoint = open_dense(model, trust_remote_code=trust_remote_code)
+    checked = fit_length(checked, checkpoint.config) if checked.reads_text else checked
     place = Path(out).expanduser().absolute()
     check_place(place, checkpoint.path)
+    settings |= {"length": checked.length}
     expected = estimate(model, max_memory=max_memory, trust_remote_code=trust_remote_code, **settings)
     remarks = []
     if checked.allocation != "uniform":
@@ -55,9 +58,9 @@ def dry_run(
         remarks.append(TWICE.format(checked.allocation))
     if is_done(place, checkpoint, checked, checkpoint.num_bytes + expected.disk_bytes):
         return expected, [*remarks, DONE.format(place)]
-    allocated = checked.allocation != "uniform"
-    if METHODS[checked.method].needs or allocated:
-        check_text(StreamedModel(checkpoint, dtype=torch.float32), checked, more=HELD_OUT if allocated else 0)
+    if checked.reads_text:
+        more = 0 if checked.allocation == "uniform" else HELD_OUT
+        check_text(StreamedModel(checkpoint, dtype=torch.float32), checked, more=more)
     return expected, [*remarks, *_notices(expected)]
 
 

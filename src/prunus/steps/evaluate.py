@@ -25,6 +25,7 @@ from prunus.models.streamed import load_tokenizer
 from prunus.settings import EvaluateSettings
 from prunus.steps.done import done_before, mark
 from prunus.steps.keep import results_survive
+from prunus.steps.length import fit_length
 from prunus.text.sources import parse_source
 
 Result = dict[str, Any]
@@ -53,42 +54,50 @@ def evaluate(
         raise UserError("--prompt shows two continuations side by side: give the dense model with --against.")
     subject = find_exported(model) or open_checkpoint(model, trust_remote_code=trust_remote_code)
     path = subject.directory if isinstance(subject, Exported) else subject.path
+    dense = open_checkpoint(checked.against, trust_remote_code=trust_remote_code) if checked.against else None
+    reader = _reader(subject, dense, checked, trust_remote_code)
+    if checked.text:
+        checked = fit_length(checked, *(one.config for one in (reader, dense) if one))
     if skip_done and (found := done_before(read_record(path), "evaluations", checked)):
         return found
     limit = parse_memory(max_memory)
+    _check(checked, [reader, dense] if dense else [reader])
     if isinstance(subject, Exported):
-        results = _of_export(subject, checked, limit, trust_remote_code)
+        results = _of_export(subject, reader, dense, checked, limit)
     else:
-        results = _of_model(subject, checked, limit)
+        results = _measure(subject, dense, checked, _forward(subject, checked, limit))
     with results_survive(path):
         add_to_record(path, "evaluations", mark(results, checked))
     return results
 
 
-def _of_model(checkpoint: Checkpoint, checked: EvaluateSettings, max_memory: int | None) -> list[Result]:
-    trust = checkpoint.trust_remote_code
-    dense = open_checkpoint(checked.against, trust_remote_code=trust) if checked.against else None
-    _check(checked, [checkpoint, dense] if dense else [checkpoint])
-    return _measure(checkpoint, dense, checked, _forward(checkpoint, checked, max_memory))
-
-
-def _of_export(
-    exported: Exported, checked: EvaluateSettings, max_memory: int | None, trust_remote_code: bool
-) -> list[Result]:
-    """In the engine; what is compared with, and who reads the text, run in transformers.
+def _reader(
+    subject: Exported | Checkpoint, dense: Checkpoint | None, settings: EvaluateSettings, trust_remote_code: bool
+) -> Checkpoint:
+    """Who reads the text: the model itself or, for an engine's file, the dense model, else what the file was made from.
 
     A packed model is one of transformers too, with its own tokenizer: whatever a model directory is asked, it can be.
     """
-    packed = exported.engine.name == SPARSE_CPU.name
-    if (checked.prompts or checked.tasks) and not packed:
+    if isinstance(subject, Checkpoint):
+        return subject
+    if subject.engine.name == SPARSE_CPU.name:
+        return open_checkpoint(subject.directory, trust_remote_code=trust_remote_code)
+    if settings.prompts or settings.tasks:
         raise UserError(
-            f"--prompt and --tasks run in transformers, and {exported.directory} is {exported.target}: give --text or "
+            f"--prompt and --tasks run in transformers, and {subject.directory} is {subject.target}: give --text or "
             "--choices, or evaluate the model that it was exported from."
         )
-    dense = open_checkpoint(checked.against, trust_remote_code=trust_remote_code) if checked.against else None
-    came_from = exported.directory if packed else checked.against or exported.source
-    reader = open_checkpoint(came_from, trust_remote_code=trust_remote_code)
-    _check(checked, [reader, *([dense] if dense else [])])
+    return dense or open_checkpoint(subject.source, trust_remote_code=trust_remote_code)
+
+
+def _of_export(
+    exported: Exported,
+    reader: Checkpoint,
+    dense: Checkpoint | None,
+    checked: EvaluateSettings,
+    max_memory: int | None,
+) -> list[Result]:
+    """Text and choices in the engine; what is compared with runs in transformers, and so do prompts and tasks."""
     results: list[Result] = []
     if checked.text or checked.choices:
         worker = exported.engine.started(require(exported.engine))

@@ -18,9 +18,9 @@ HELD_OUT = 8  # windows
 
 
 def held_out_windows(model: StreamedModel, settings: CalibratedSettings) -> TokenBatch:
-    """Calibration windows that pruning never sees: drawn with the same seed beyond those it does. Raises UserError."""
+    """Calibration windows that pruning never sees: drawn beyond those it does. Raises UserError."""
     used = {tuple(row.tolist()) for row in calibration_batch(model, settings).tokens_NT}
-    more = calibration_batch(model, settings.model_copy(update={"samples": settings.samples + HELD_OUT}))
+    more = calibration_batch(model, settings, more=HELD_OUT)
     fresh = [n for n, row in enumerate(more.tokens_NT) if tuple(row.tolist()) not in used]
     if not fresh:
         raise UserError("the calibration text has no window left to judge an allocation on; give more text.")

@@ -17,10 +17,13 @@ from prunus.result import Run
 from prunus.settings_quantize import QuantizeSettings
 from prunus.steps.block_job import BlockJob
 from prunus.steps.identity import identity
+from prunus.steps.length import fit_length
 from prunus.steps.quantize_edit import QuantizeEdit
 from prunus.steps.quantize_plan import make_quantize_plan
 from prunus.steps.sparsify_edit import notes_of_unseen
 from prunus.text.batches import TokenBatch
+
+HEADER_BYTES = 1024  # at most, of a tensor and its scales in the header of their file
 
 
 def quantize(
@@ -37,15 +40,22 @@ def quantize(
     norms and routers stay as they are. The same call again goes on where an interrupted one stopped, and returns
     at once when `out` is already its result. Raises UserError for anything the user can mend.
     """
-    checked = QuantizeSettings.check(**settings)
-    step = QuantizeStep(checked, open_dense(model, trust_remote_code=trust_remote_code))
+    step = quantize_step(model, trust_remote_code, settings)
     limit = parse_memory(max_memory)
-    output = OutputDirectory(Path(out), step.model.checkpoint, identity(checked))
+    output = OutputDirectory(Path(out), step.model.checkpoint, identity(step.settings))
     if output.is_done:
         return Run.open(output.out, reused=True)
     with output:
         BlockJob(step.model, step, limit).run(output)
     return Run.open(output.out)
+
+
+def quantize_step(model: str | Path, trust_remote_code: bool, settings: dict[str, Any]) -> "QuantizeStep":
+    """Everything decided before weights are read. Raises UserError for what cannot be."""
+    checked = QuantizeSettings.check(**settings)
+    checkpoint = open_dense(model, trust_remote_code=trust_remote_code)
+    reads_text = bool(QUANTIZERS[checked.method].needs)
+    return QuantizeStep(fit_length(checked, checkpoint.config) if reads_text else checked, checkpoint)
 
 
 class QuantizeStep:
@@ -63,6 +73,7 @@ class QuantizeStep:
         width = int(checkpoint.config.get_text_config(decoder=True).hidden_size)
         self.model = StreamedModel(checkpoint, dtype=choose_dtype(settings.dtype, device, width), device=device)
         self.plan = make_quantize_plan(self.model, self.scheme, settings.pattern)
+        self.sizes = {key: size + HEADER_BYTES for key, size in self.plan.num_bytes.items()}
         self.title = f"Quantize to {self.scheme.name}, {settings.method}"
         self.needs: Collection[str] = self.method.needs
         self.notices: list[str] = []

@@ -4,14 +4,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from prunus.checkpoint import open_dense
 from prunus.checkpoint.output import check_place
 from prunus.machine_choice import parse_memory
-from prunus.settings_quantize import QuantizeSettings
 from prunus.steps.calibration_text import check_text
 from prunus.steps.dry_run import is_done
 from prunus.steps.memory_plan import plan_memory
-from prunus.steps.quantize import QuantizeStep
+from prunus.steps.quantize import QuantizeStep, quantize_step
 
 
 def dry_run(
@@ -26,14 +24,13 @@ def dry_run(
 
     Raises UserError where that run would, except for what only the weights tell (NaN) or only the work (a full disk).
     """
-    checked = QuantizeSettings.check(**settings)
-    checkpoint = open_dense(model, trust_remote_code=trust_remote_code)
+    step = quantize_step(model, trust_remote_code, settings)
+    checked, checkpoint = step.settings, step.model.checkpoint
     place = Path(out).expanduser().absolute()
     check_place(place, checkpoint.path)
-    step = QuantizeStep(checked, checkpoint)
     memory = plan_memory(step.model, step.needs, checked, parse_memory(max_memory))
     after = sum(step.plan.num_bytes.values())
-    done = is_done(place, checkpoint, checked, after + memory.disk_bytes)
+    done = is_done(place, checkpoint, checked, sum(step.sizes.values()) + memory.disk_bytes)
     if step.needs and not done:
         check_text(step.model, checked)
     return {

@@ -7,7 +7,6 @@ from prunus.checkpoint.compressed_tensors import WEIGHT
 from prunus.checkpoint.per_layer import OPENED_BY, layer_fields
 from prunus.errors import UserError
 from prunus.models import StreamedModel
-from prunus.models.spec import BlockSpec, LinearSpec
 from prunus.quantizing import SCHEMES, Scheme
 from prunus.sparsity import METHODS, Pattern, parse_pattern
 
@@ -25,15 +24,31 @@ class QuantizePlan:
 
 def make_quantize_plan(model: StreamedModel, scheme: Scheme, pattern: str | None) -> QuantizePlan:
     """Raises UserError for a model that the format cannot hold, or a matrix that scheme or pattern does not fit."""
-    _check_format(model, scheme)
-    for block, linear in model.spec.matrices:
-        _check_width(scheme, block, linear)
+    check_quantize(model, scheme, pattern)
     resolved = None if pattern is None else METHODS["sparsegpt"].resolve(parse_pattern(pattern))
-    if resolved is not None:
-        for block, linear in model.spec.matrices:
-            resolved.check(linear.shape, block.full_name(linear))
     keys = frozenset(model.names.keys_of({block.full_parameter(linear) for block, linear in model.spec.matrices}))
     return QuantizePlan(scheme, resolved, keys, _left_dense(model, keys), _num_bytes(model, scheme, keys))
+
+
+def check_quantize(
+    model: StreamedModel,
+    scheme: Scheme,
+    pattern: str | None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+) -> None:
+    """Raise UserError for a model that the format cannot hold, or a matrix that scheme or pattern does not fit.
+
+    `shapes` are those of the parameters after earlier steps of a recipe, where these make the model smaller; what is
+    not there is gone by then.
+    """
+    _check_format(model, scheme)
+    for block, linear in model.spec.matrices:
+        name = block.full_parameter(linear)
+        if shapes is None or name in shapes:
+            rows, width = linear.shape if shapes is None else shapes[name][-2:]
+            _check_width(scheme, block.full_name(linear), width)
+            if pattern is not None:
+                parse_pattern(pattern).check((rows, width), block.full_name(linear))
 
 
 def _check_format(model: StreamedModel, scheme: Scheme) -> None:
@@ -57,12 +72,11 @@ def _check_format(model: StreamedModel, scheme: Scheme) -> None:
             )
 
 
-def _check_width(scheme: Scheme, block: BlockSpec, linear: LinearSpec) -> None:
-    width = linear.shape[1]
+def _check_width(scheme: Scheme, name: str, width: int) -> None:
     if not scheme.fits(width):
         fitting = ", ".join(name for name, other in SCHEMES.items() if other.fits(width))
         raise UserError(
-            f"{block.full_name(linear)} has rows of {width} weights, no multiple of the {scheme.group} that share a "
+            f"{name} has rows of {width} weights, no multiple of the {scheme.group} that share a "
             f"scale in {scheme.name}; schemes that fit: {fitting}."
         )
 

@@ -20,6 +20,7 @@ from prunus.recovery.memory import Sizes, check_fits
 from prunus.recovery.processes import Processes, check_share
 from prunus.recovery.trainer import Plan
 from prunus.settings import RecoverSettings
+from prunus.steps.length import fit_length
 from prunus.steps.recover_layers import teacher_layers
 
 EVALUATIONS = 8  # in a run, where the user does not say; a long run evaluates every MOST_STEPS
@@ -49,6 +50,7 @@ def set_up(model: str | Path, settings: RecoverSettings, max_memory: int | None,
     """Decide and check everything. Raises UserError for what cannot work, what does not fit into memory included."""
     processes = Processes(choose_device(settings.device))
     checkpoint = open_dense(model, trust_remote_code=trust_remote_code)
+    settings = fit_length(settings, checkpoint.config, says_so=processes.is_main)
     teacher = find_teacher(checkpoint, settings, says_so=processes.is_main)
     width = int(checkpoint.config.get_text_config(decoder=True).hidden_size)
     own = choose_dtype(settings.dtype, str(processes.device), width)

@@ -44,6 +44,7 @@ class SublayerStep:
     needs = ()
     propagate: Propagate = "sparse"
     edits_head = False
+    sizes = None
 
     def __init__(self, settings: ShrinkSettings, model: StreamedModel) -> None:
         self.settings, self.model = settings, model

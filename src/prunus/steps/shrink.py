@@ -28,6 +28,7 @@ from prunus.steps.calibration_text import calibration_batch
 from prunus.steps.identity import identity
 from prunus.steps.layer_job import LayerJob
 from prunus.steps.layer_step import LayersStep
+from prunus.steps.length import fit_length
 from prunus.steps.remove_sublayers import SublayerStep
 from prunus.steps.shrink_budget import Mix, choose_mix, mixes
 from prunus.steps.shrink_observed import ObservedStep
@@ -74,8 +75,9 @@ class ShrinkCall:
     def __init__(
         self, model: str | Path, out: str | Path, max_memory: str | int | None, trust: bool, settings: dict[str, Any]
     ) -> None:
-        self.settings = ShrinkSettings.check(**settings)
+        checked = ShrinkSettings.check(**settings)
         self.checkpoint = open_dense(model, trust_remote_code=trust)
+        self.settings = fit_length(checked, self.checkpoint.config)
         self.place, self.max_memory = Path(out).expanduser().absolute(), parse_memory(max_memory)
         check_place(self.place, self.checkpoint.path)
         if layer_fields(self.checkpoint.config) is not None:

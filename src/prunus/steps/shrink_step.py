@@ -28,6 +28,7 @@ class CutStep(ABC):
     verb = "shrink"
     propagate: Propagate = "sparse"
     edits_head = False
+    sizes = None
 
     def __init__(self, settings: ShrinkSettings, model: StreamedModel) -> None:
         self.settings, self.model = settings, model

@@ -18,6 +18,7 @@ from prunus.steps.allocate import SparsifyTo, sparsify_allocated
 from prunus.steps.block_job import BlockJob
 from prunus.steps.estimate import Estimate, estimate_sparsify
 from prunus.steps.identity import identity
+from prunus.steps.length import fit_length
 from prunus.steps.notices import notices
 from prunus.steps.plan import Plan, make_plan
 from prunus.steps.sparsify_edit import SparsifyEdit, notes_of_unseen
@@ -62,7 +63,8 @@ def estimate(
 
 def _step(model: str | Path, trust_remote_code: bool, settings: dict[str, Any]) -> "SparsifyStep":
     checked = SparsifySettings.check(**settings)
-    return SparsifyStep(checked, open_dense(model, trust_remote_code=trust_remote_code))
+    checkpoint = open_dense(model, trust_remote_code=trust_remote_code)
+    return SparsifyStep(fit_length(checked, checkpoint.config) if checked.reads_text else checked, checkpoint)
 
 
 def _another(checkpoint: Checkpoint, max_memory: int | None) -> SparsifyTo:
@@ -83,6 +85,7 @@ class SparsifyStep:
 
     verb = "sparsify"
     prepares = False
+    sizes = None
 
     def __init__(self, settings: SparsifySettings, checkpoint: Checkpoint) -> None:
         self.settings = settings

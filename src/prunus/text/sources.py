@@ -1,7 +1,8 @@
 """Text sources: what a user names on the command line, and the text behind the name.
 
     PATH[=weight]                           .txt (UTF-8, one document) or .jsonl (one document a line)
-    hf:NAME[@CONFIG]:split:column[=weight]  a dataset of the Hugging Face hub (extra `data`)
+    hf:NAME[@CONFIG]:split:column[=weight]  a dataset of the Hugging Face hub, or a local folder of
+                                            .jsonl or .parquet files (extra `data`)
     builtin[=weight]                        the English help topics that every Python carries
     self[=weight]                           samples of the model itself, see self_generated.py
 
@@ -172,4 +173,4 @@ def _hub_documents(source: TextSource) -> Iterator[str]:
     except UserError:
         raise
     except (OSError, ValueError) as error:
-        raise UserError(f"{source} could not be read from the hub: {error}".splitlines()[0]) from error
+        raise UserError(f"{source} could not be read: {error}".splitlines()[0]) from error

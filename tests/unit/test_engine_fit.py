@@ -11,13 +11,15 @@ from fake_engine import fake_install
 from prunus.checkpoint.record import new_record
 from prunus.engines import ENGINES, llama_cpp
 from prunus.errors import UserError
-from prunus.exporting import FORMATS
+from prunus.exporting import FORMATS, vllm_directory
 from prunus.steps.engine_fit import engine_fit
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
+    """No engine is installed, and vLLM takes heads as narrow as the tiny model's."""
     monkeypatch.setenv("PRUNUS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(vllm_directory, "HEAD_SIZES", (*vllm_directory.HEAD_SIZES, 16))
 
 
 def fit(model):

@@ -29,7 +29,7 @@ import torch
 from prunus.benchmark.machine import machine
 from prunus.runtime import TYPES
 from prunus.runtime.native import kernels
-from prunus.runtime.packed import LARGEST_CODE
+from prunus.runtime.packed import to_codes
 from prunus.runtime.timing import Pass, in_turn, packed_as, products, random_matrix, reading
 
 PATTERNS = ("0.5", "0.6", "0.7", "0.8", "2:4", "tiles-0.5", "tiles-0.8")
@@ -42,11 +42,12 @@ def torchs(args: argparse.Namespace, kind: str, batch: int) -> Pass:
         count = -(-args.bytes // (weight_OI.numel() * 2))
         copies = [weight_OI.clone() for _ in range(count)]
         return Pass(lambda: [torch.nn.functional.linear(x_MI, one) for one in copies], count * weight_OI.numel() * 2)
-    scale_O = (weight_OI.float().abs().amax(1) / LARGEST_CODE).bfloat16()
-    codes_OI = (weight_OI.float() / scale_O.float()[:, None]).round().to(torch.int8)
+    codes_OI, scale_O = to_codes(weight_OI, torch.int8)
+    assert scale_O is not None
     copies = [codes_OI.clone() for _ in range(-(-args.bytes // codes_OI.numel()))]
     return Pass(
-        lambda: [torch._weight_int8pack_mm(x_MI, one, scale_O) for one in copies], len(copies) * codes_OI.numel()
+        lambda: [torch._weight_int8pack_mm(x_MI, one, scale_O.bfloat16()) for one in copies],
+        len(copies) * codes_OI.numel(),
     )
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from fresh_process import run_fresh
 from packed_case import CASES, DTYPES, SHAPES, all_packed, all_products, bytes_of, inputs, packed_case
-from prunus.runtime import LAYOUTS, multiply, unpack
+from prunus.errors import UserError
+from prunus.runtime import LAYOUTS, multiply, native, unpack
 from prunus.runtime.multiply import Multiplier, multiply_together
 from prunus.runtime.native import INDEX, Kernels, described, kernels, library_file
 
@@ -199,3 +200,12 @@ print("equal")
 def test_a_hundred_threads_at_once() -> None:
     """In a process of its own, which is ended if its threads wait for each other for ever."""
     assert run_fresh(CONCURRENT, Path(__file__).parents[1], timeout=120).strip() == "equal"
+
+
+@needs_kernels
+def test_a_library_of_other_sources_is_refused(monkeypatch):
+    file = library_file()
+    assert file is not None
+    monkeypatch.setattr(native, "INTERFACE", native.INTERFACE + 1)
+    with pytest.raises(UserError, match="built from other sources than this prunus; install prunus again"):
+        Kernels(file)

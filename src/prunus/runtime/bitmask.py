@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from prunus.runtime.layout import Layout, Parts, Shapes, check_starts, malformed
+from prunus.runtime.layout import Layout, Parts, Shapes, check_starts, malformed, starts
 from prunus.runtime.packed import STRIP, UNIT, cells, from_cells, in_cells, strips
 
 MASK = {torch.bfloat16: torch.int32, torch.int8: torch.int64}
@@ -23,10 +23,12 @@ MASK = {torch.bfloat16: torch.int32, torch.int8: torch.int64}
 def _pack(codes_OI: Tensor) -> Parts:
     cells_SCRU = in_cells(codes_OI)
     there = cells_SCRU != 0
-    start_S = torch.zeros(len(there) + 1, dtype=torch.int64)
-    start_S[1:] = there.flatten(1).sum(1).cumsum(0)
     kept_V = torch.from_numpy(_numbers(cells_SCRU)[there.numpy()]).view(codes_OI.dtype)
-    return {"weight": kept_V, "weight_mask": _bits(there, MASK[codes_OI.dtype]), "weight_start": start_S}
+    return {
+        "weight": kept_V,
+        "weight_mask": _bits(there, MASK[codes_OI.dtype]),
+        "weight_start": starts(there.flatten(1).sum(1)),
+    }
 
 
 def _numbers(tensor: Tensor) -> NDArray[Any]:

@@ -35,9 +35,14 @@ def malformed(what: str) -> UserError:
     return UserError(f"the packed matrix is damaged: {what}; pack the model again with `prunus export --to sparse`.")
 
 
+def starts(counts_S: Tensor) -> Tensor:
+    """Where each strip starts, from how much each holds; and behind the last, how much they hold together."""
+    start_S = torch.zeros(len(counts_S) + 1, dtype=torch.int64)
+    start_S[1:] = counts_S.cumsum(0)
+    return start_S
+
+
 def check_starts(start_S: Tensor, counts_S: Tensor, total: int) -> None:
-    """`start_S` (one more than strips) has to add up the counts of the strips, from 0 to the number of values."""
-    expected = torch.zeros_like(start_S)
-    expected[1:] = counts_S.cumsum(0)
-    if not torch.equal(start_S, expected) or int(start_S[-1]) != total:
+    """Raises UserError where `start_S` is not what the strips hold, or that is not as many values as there are."""
+    if not torch.equal(start_S, starts(counts_S)) or int(start_S[-1]) != total:
         raise malformed("where its strips start does not agree with how much they hold")

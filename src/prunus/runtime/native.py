@@ -13,9 +13,9 @@ from torch import Tensor
 
 from prunus.errors import UserError
 from prunus.runtime.layout import Layout
-from prunus.runtime.packed import Packed
+from prunus.runtime.packed import Packed, strips
 
-INTERFACE = 1
+INTERFACE = 1  # of native/interface.cpp: another number where a function or a struct of it changed
 LEVEL = "PRUNUS_KERNELS"  # names the instruction set to use, or "reference" for none of them
 TYPES = {torch.bfloat16: 0, torch.int8: 1, torch.float32: 2}
 HUGE_PAGE = 2 << 20
@@ -52,6 +52,8 @@ class Kernels:
 
     def __init__(self, file: Path) -> None:
         self._library = ctypes.CDLL(str(file))
+        if self._library.prunus_interface_version() != INTERFACE:
+            raise UserError(f"{file} was built from other sources than this prunus; install prunus again.")
         self._library.prunus_level.restype = ctypes.c_char_p
         self._library.prunus_level_named.restype = ctypes.c_char_p
         self._library.prunus_read.restype = ctypes.c_uint64
@@ -99,7 +101,7 @@ class Kernels:
         self._library.prunus_expand(
             ctypes.byref(matrix),
             ctypes.c_int64(first_strip),
-            ctypes.c_int64(-(-len(out_OI) // 16)),
+            ctypes.c_int64(strips(len(out_OI))),
             ctypes.c_void_p(out_OI.data_ptr()),
             TYPES[out_OI.dtype],
             torch.get_num_threads(),

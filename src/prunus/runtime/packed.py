@@ -13,10 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from prunus.quantizing.grid import IntGrid, codes_of, scales
+
 STRIP = 16
 UNIT = {torch.bfloat16: 2, torch.int8: 4}  # columns of a cell: 64 bytes over 16 rows
 TYPES = {"bf16": torch.bfloat16, "int8": torch.int8}
-LARGEST_CODE = 127
+INT8 = IntGrid(8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +53,10 @@ def cells(columns: int, dtype: torch.dtype) -> int:
     return -(-columns // UNIT[dtype])
 
 
-def in_cells(codes_OI: Tensor) -> Tensor:
-    """A matrix of values as cells (S, C, R, U)."""
-    unit, (rows, columns) = UNIT[codes_OI.dtype], codes_OI.shape
-    padded = torch.nn.functional.pad(codes_OI, (0, -columns % unit, 0, -rows % STRIP))
+def in_cells(values_OI: Tensor, unit: int | None = None) -> Tensor:
+    """A matrix of values as cells (S, C, R, U), of as many columns as their dtype has unless `unit` says so."""
+    unit, (rows, columns) = unit or UNIT[values_OI.dtype], values_OI.shape
+    padded = torch.nn.functional.pad(values_OI, (0, -columns % unit, 0, -rows % STRIP))
     return padded.view(strips(rows), STRIP, -1, unit).transpose(1, 2).contiguous()
 
 
@@ -68,10 +70,8 @@ def to_codes(weight_OI: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | No
     """(values, scale of each row or None): bfloat16 as it is, int8 rounded to the nearest of 255 codes. 0 stays 0."""
     if dtype == torch.bfloat16:
         return weight_OI.to(dtype), None
-    weight_OI = weight_OI.float()
-    scale_O = weight_OI.abs().amax(1) / LARGEST_CODE
-    scale_O = scale_O.where(scale_O > 0, torch.ones_like(scale_O))
-    return (weight_OI / scale_O[:, None]).round().clamp(-LARGEST_CODE, LARGEST_CODE).to(dtype), scale_O
+    scale_O = scales(weight_OI.float(), INT8, torch.float32, search=False)
+    return codes_of(weight_OI, scale_O[:, None], INT8), scale_O
 
 
 def from_codes(codes_OI: Tensor, scale_O: Tensor | None) -> Tensor:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from prunus.runtime.layout import Layout, Parts, Shapes, malformed
+from prunus.runtime.layout import Layout, Parts, Shapes, malformed, starts
 from prunus.runtime.packed import STRIP, UNIT, from_cells, in_cells, strips
 
 WIDTH = 16
@@ -24,10 +24,8 @@ def _pack(codes_OI: Tensor) -> Parts:
     padded = torch.nn.functional.pad(codes_OI, (0, -codes_OI.shape[1] % WIDTH))
     tiles_SNV = in_cells(padded).view(strips(len(padded)), -1, WIDTH // unit * STRIP * unit)
     there_SN = (tiles_SNV != 0).any(-1)
-    start_S = torch.zeros(len(there_SN) + 1, dtype=torch.int64)
-    start_S[1:] = there_SN.sum(1).cumsum(0)
     place_T = there_SN.nonzero()[:, 1].to(torch.int32)
-    return {"weight": tiles_SNV[there_SN].flatten(), "weight_tile": place_T, "weight_start": start_S}
+    return {"weight": tiles_SNV[there_SN].flatten(), "weight_tile": place_T, "weight_start": starts(there_SN.sum(1))}
 
 
 def _shapes(rows: int, _columns: int, dtype: torch.dtype, values: int) -> Shapes:

@@ -6,7 +6,7 @@ shared machines moves by half within minutes, whatever is compared is timed in t
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -85,7 +85,3 @@ def packed_as(pattern: str, dtype: torch.dtype, rows: int, columns: int) -> Pack
     packed = pack(random_matrix(rows, columns, pattern), layout, dtype)
     assert packed is not None
     return packed
-
-
-def median(values: Sequence[float]) -> float:
-    return sorted(values)[len(values) // 2]

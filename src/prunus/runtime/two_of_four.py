@@ -30,19 +30,12 @@ def _pack(codes_OI: Tensor) -> Parts | None:
     place_OGK = (fours_OGF != 0).to(torch.uint8).argsort(dim=-1, descending=True, stable=True)[..., :KEPT]
     place_OGK = place_OGK.sort(dim=-1).values
     values_OI = fours_OGF.gather(-1, place_OGK).flatten(1)
-    places_SCRU = (
-        in_cells(place_OGK.flatten(1).to(torch.int8).contiguous()) if dtype == torch.int8 else _pairs(place_OGK)
-    )
+    places_SCRU = in_cells(place_OGK.flatten(1).to(torch.uint8), UNIT[dtype])
     return {"weight": in_cells(values_OI).flatten(), "weight_place": _two_bits(places_SCRU.flatten(2))}
 
 
-def _pairs(place_OGK: Tensor) -> Tensor:
-    """Places in cells of two columns, which `in_cells` makes of the two-byte type alone."""
-    return in_cells(place_OGK.flatten(1).to(torch.bfloat16)).to(torch.int8)
-
-
 def _two_bits(places: Tensor) -> Tensor:
-    quads = places.to(torch.uint8).view(*places.shape[:-1], -1, 4)
+    quads = places.view(*places.shape[:-1], -1, 4)
     packed: Tensor = quads[..., 0] | (quads[..., 1] << 2) | (quads[..., 2] << 4) | (quads[..., 3] << 6)
     return packed
 
@@ -76,7 +69,9 @@ def _unpack(parts: Mapping[str, Tensor], rows: int, columns: int) -> Tensor:
     values_OGK = from_cells(weight.view(shape), rows, _kept_columns(columns)).view(kept)
     places = _places(parts["weight_place"]).view(shape)
     place_OGK = from_cells(places, rows, _kept_columns(columns)).view(kept).long()
-    whole = torch.zeros(*values_OGK.shape[:2], OF, dtype=torch.float32)  # sums: a filled-up zero may share a place
+    whole = torch.zeros(
+        *values_OGK.shape[:2], OF, dtype=torch.float32
+    )  # sums: nobody keeps a file from naming a place twice
     return whole.scatter_add_(-1, place_OGK, values_OGK.float()).to(weight.dtype).flatten(1)
 
 

@@ -13,8 +13,8 @@ import prunus
 from prunus.checkpoint import open_checkpoint
 from prunus.errors import UserError
 from prunus.exporting import Conversion, parse_target
-from prunus.exporting.vllm_directory import with_dtype
 from prunus.models import open_model
+from prunus.models.configs import with_dtype
 
 
 def write(model, folder, to):

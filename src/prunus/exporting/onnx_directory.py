@@ -11,7 +11,7 @@ from prunus.exporting.types import FileType
 from prunus.models import StreamedModel
 from prunus.models.limits import max_length
 
-# bounds: three to four times what SmolLM2-135M-Instruct showed (docs/engines.md)
+# bounds: what SmolLM2-135M-Instruct showed (docs/engines.md), with room for other models
 TYPES = {
     one.name: one
     for one in (

@@ -12,7 +12,7 @@ from prunus.exporting.formats import Conversion, Format
 from prunus.exporting.types import FileType
 from prunus.models import StreamedModel
 
-# bounds: about four times what SmolLM2-135M-Instruct showed (docs/engines.md)
+# bounds: what SmolLM2-135M-Instruct showed (docs/engines.md), with room for other models
 TYPES = {
     one.name: one
     for one in (

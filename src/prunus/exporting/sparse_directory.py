@@ -25,10 +25,9 @@ from prunus.engines import SPARSE_CPU
 from prunus.errors import UserError
 from prunus.exporting.formats import Conversion, Format
 from prunus.exporting.types import FileType
-from prunus.exporting.vllm_directory import with_dtype
 from prunus.models import StreamedModel
 from prunus.models.axes import shapes_of
-from prunus.models.configs import edited_config
+from prunus.models.configs import edited_config, with_dtype
 from prunus.models.footprint import footprint
 from prunus.models.spec import LinearSpec
 from prunus.runtime import LAYOUTS, TYPES

@@ -27,10 +27,12 @@ from prunus.exporting.formats import Conversion, Format
 from prunus.exporting.types import FileType
 from prunus.models import StreamedModel
 from prunus.models.axes import shapes_of
+from prunus.models.configs import with_dtype
 from prunus.models.footprint import footprint
 from prunus.models.limits import head_size
 
-# bounds: about four times what SmolLM2-135M-Instruct showed (docs/engines.md); bfloat16 is that of its activations too
+# bounds: about four times what SmolLM2-135M-Instruct showed, of the schemes what a tiny Llama showed (docs/engines.md);
+# bfloat16 is that of its activations too
 TYPES = {
     one.name: one
     for one in (
@@ -112,15 +114,6 @@ def _link(source: Path, target: Path) -> None:
 def _stored(info: TensorInfo, dtype: torch.dtype) -> torch.dtype:
     """What a tensor is stored in: masks and numbers stay what they are."""
     return dtype if info.dtype.is_floating_point else info.dtype
-
-
-def with_dtype(config: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
-    """A config that states the precision, in its parts too where they state one."""
-    inside = {
-        key: with_dtype(part, dtype) for key, part in config.items() if isinstance(part, dict) and "dtype" in part
-    }
-    rest = {key: value for key, value in config.items() if key != "torch_dtype"}
-    return {**rest, **inside, "dtype": str(dtype).removeprefix("torch.")}
 
 
 def _describe(folder: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PretrainedConfig
 
@@ -30,3 +31,12 @@ def edited_config(raw: dict[str, Any], config: PretrainedConfig, fields: Mapping
         part.pop(name, None)
         part[text.attribute_map.get(name, name)] = value
     return edited
+
+
+def with_dtype(config: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """A config that states the precision, in its parts too where they state one."""
+    inside = {
+        key: with_dtype(part, dtype) for key, part in config.items() if isinstance(part, dict) and "dtype" in part
+    }
+    rest = {key: value for key, value in config.items() if key != "torch_dtype"}
+    return {**rest, **inside, "dtype": str(dtype).removeprefix("torch.")}

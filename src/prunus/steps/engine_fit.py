@@ -104,8 +104,7 @@ def _targets(model: StreamedModel, forms: list[Format]) -> tuple[list[Fit], list
             except UserError as error:
                 refused.setdefault(str(error), []).append(name)
             else:
-                size = int(model.checkpoint.num_parameters * kind.bits / 8)
-                takes.append({"as": f"--to {name}", "about_bytes": size, "notes": notes})
+                takes.append({"as": f"--to {name}", "about_bytes": form.size(model, kind), "notes": notes})
     return takes, [{"as": names, "why": why} for why, names in refused.items()]
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import llama_cpp.llama_cpp as library
 import numpy as np
+from decoder import generate, score
 from worker_loop import memory, serve
 
 WARNING = 3  # ggml's log levels: debug, info, warning, error, continuation of the last
@@ -41,6 +42,20 @@ class Model:
         if not self.context:
             raise ValueError(f"llama.cpp cannot make a context of {context} tokens for {file}")
         self.batch_size = min(int(library.llama_n_batch(self.context)), context)
+        self.length = 0  # of the text that `prompt` and `step` have read
+
+    def window(self, tokens: list[int]) -> Any:
+        self.forget()
+        return self.forward(tokens, 0, every=True)
+
+    def prompt(self, tokens: list[int]) -> Any:
+        self.forget()
+        self.length = len(tokens)
+        return self.read(tokens)
+
+    def step(self, token: int) -> Any:
+        self.length += 1
+        return self.forward([token], self.length - 1, every=False)[0]
 
     def forget(self) -> None:
         """Empty the cache of keys and values."""
@@ -51,7 +66,7 @@ class Model:
         wanted = [every or i == len(tokens) - 1 for i in range(len(tokens))]
         return self._decode([(token, first + i, sequence) for i, token in enumerate(tokens)], wanted)
 
-    def step(self, tokens: list[int], position: int) -> Any:
+    def step_together(self, tokens: list[int], position: int) -> Any:
         """Read one token of each sequence, all at one position; returns their logits (N, V)."""
         places = [(token, position, sequence) for sequence, token in enumerate(tokens)]
         return self._decode(places, [True] * len(tokens))
@@ -133,41 +148,6 @@ def tokenize(model: Model | None, request: dict[str, Any]) -> dict[str, Any]:
     return {"tokens": tokens}
 
 
-def score(model: Model | None, request: dict[str, Any]) -> dict[str, Any]:
-    """NLL in nats of each window's tokens after the first; the first `keep` rows of logits go to the file `logits`."""
-    assert model is not None
-    nll = []
-    for number, window in enumerate(request["windows"]):
-        model.forget()
-        logits_TV = model.forward(window, 0, every=True)
-        if number == 0:
-            np.save(request["logits"], logits_TV[: request["keep"]], allow_pickle=False)
-        nll.append([_nll(logits_V, token) for logits_V, token in zip(logits_TV, window[1:], strict=False)])
-    return {"nll": nll}
-
-
-def _nll(logits_V: Any, token: int) -> float:
-    x_V = logits_V.astype(np.float64)
-    top = x_V.max()
-    return float(top + np.log(np.exp(x_V - top).sum()) - x_V[token])
-
-
-def generate(model: Model | None, request: dict[str, Any]) -> dict[str, Any]:
-    """Exactly `new_tokens` greedy tokens after the prompt, end-of-sequence or not, and the time each part took."""
-    assert model is not None
-    prompt, start = request["prompt"], time.perf_counter()
-    model.forget()
-    logits_V = model.read(prompt)
-    prefilled = time.perf_counter()
-    tokens = [int(logits_V.argmax())]
-    ends = [time.perf_counter()]
-    for number in range(request["new_tokens"] - 1):
-        tokens.append(int(model.forward(tokens[-1:], len(prompt) + number, every=False)[0].argmax()))
-        ends.append(time.perf_counter())
-    steps = [end - begin for begin, end in pairwise(ends)]
-    return {"tokens": tokens, "prefill": prefilled - start, "first_token": ends[0] - start, "steps": steps}
-
-
 def generate_together(model: Model | None, request: dict[str, Any]) -> dict[str, Any]:
     """`new_tokens` greedy tokens for each of several requests that come at once, with prompts of one length.
 
@@ -182,7 +162,7 @@ def generate_together(model: Model | None, request: dict[str, Any]) -> dict[str,
         tokens.append([int(model.read(prompt, sequence).argmax())])
         ends.append([time.perf_counter()])
     for number in range(request["new_tokens"] - 1):
-        logits_NV = model.step([own[-1] for own in tokens], len(prompts[0]) + number)
+        logits_NV = model.step_together([own[-1] for own in tokens], len(prompts[0]) + number)
         for own, chosen in zip(tokens, logits_NV.argmax(-1), strict=True):
             own.append(int(chosen))
         now = time.perf_counter()

@@ -22,7 +22,6 @@ import argparse
 import json
 import random
 import subprocess
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -44,12 +43,10 @@ from prunus.engines import require
 from prunus.exporting.exported import find_exported
 from prunus.memory import release_freed_memory
 from prunus.runtime import TYPES
-from prunus.runtime.entry import Entry
 from prunus.runtime.linear import PackedLinear
 from prunus.runtime.native import kernels
-from prunus.runtime.packed import Packed
-from prunus.runtime.quantizer import replace_linears
 from prunus.runtime.timing import in_turn, packed_as, reading
+from prunus.steps.advise import seconds_of
 
 MODELS = ["dense", *(f"{p}-{t}" for t in TYPES for p in ("0", "0.5", "0.6", "0.7", "0.8", "2:4", "tiles-0.8"))]
 PROBE_BYTES = 1 << 30
@@ -80,29 +77,17 @@ class Model:
     products: Callable[[], float] | None = None  # seconds of all products of one token, alone
 
 
-def packed_linear(pattern: str, kind: str, rows: int, columns: int) -> tuple[Entry, Packed]:
-    packed = packed_as(pattern, TYPES[kind], rows, columns)
-    values = packed.parts["weight"].numel()
-    return Entry(layout=packed.layout, type=kind, rows=rows, columns=columns, values=values), packed
-
-
 def pack_model(dense: Any, pattern: str, kind: str) -> Any:
     """A model of packed matrices with the dense one's embedding and norms; the head keeps all its weights."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(dense.config, dtype=torch.bfloat16)
-    names = [name for name, module in dense.named_modules() if isinstance(module, nn.Linear)]
-    made = {
-        name: packed_linear("0" if name == "lm_head" else pattern, kind, *dense.get_submodule(name).weight.shape)
-        for name in names
+    linears = {name: module for name, module in dense.named_modules() if isinstance(module, nn.Linear)}
+    for name, linear in linears.items():
+        packed = packed_as("0" if name == "lm_head" else pattern, TYPES[kind], *linear.weight.shape)
+        model.set_submodule(name, PackedLinear.holding(packed))
+    others = {
+        name: tensor for name, tensor in dense.state_dict().items() if name.removesuffix(".weight") not in linears
     }
-    replace_linears(model, {name: entry for name, (entry, _) in made.items()})
-    for name, (_, packed) in made.items():
-        module = model.get_submodule(name)
-        for part, tensor in (*packed.parts.items(), ("weight_scale", packed.scale_O)):
-            if tensor is not None:
-                setattr(module, part, tensor)
-        module.prepare()
-    others = {name: tensor for name, tensor in dense.state_dict().items() if name.removesuffix(".weight") not in made}
     model.load_state_dict(others, strict=False, assign=True)
     model.model.rotary_emb = dense.model.rotary_emb
     return model.eval()
@@ -114,17 +99,7 @@ def in_transformers(model: Any) -> Model:
     ours = sum(module.packed.num_bytes for module in packed)
     theirs = sum(weight.numel() * weight.element_size() for weight in linears)
     run = lambda prompt, new: generate(model, torch.tensor([prompt]), new)  # noqa: E731
-    return Model(run, ours + theirs, ours / (ours + theirs), (lambda: products(packed)) if packed else None)
-
-
-@torch.inference_mode()
-def products(modules: list[PackedLinear]) -> float:
-    """Seconds of all products of one token, one after another."""
-    inputs = {module.in_features: torch.randn(1, module.in_features).bfloat16() for module in modules}
-    start = time.perf_counter()
-    for module in modules:
-        module.multiply(inputs[module.in_features])
-    return time.perf_counter() - start
+    return Model(run, ours + theirs, ours / (ours + theirs), (lambda: seconds_of(packed)) if packed else None)
 
 
 def in_llama_cpp(folder: Path, kind: str, threads: int, stack: ExitStack, context: int) -> Model:

@@ -33,7 +33,6 @@ from prunus.models.spec import LinearSpec
 from prunus.runtime import LAYOUTS, TYPES
 from prunus.runtime.choose import pack_cheapest
 from prunus.runtime.entry import BIAS, SCALE, Entry, packing
-from prunus.runtime.packed import Packed
 
 SPARSE_TYPES = {
     one.name: one
@@ -114,23 +113,13 @@ class Packer:
     def _packed(self, source: Source) -> Iterator[tuple[str, Tensor]]:
         names, read = self.model.names, self.model.checkpoint.read
         packed = pack_cheapest(source.linear.view(names.load([source.weight], read)[source.weight]), TYPES[self.type])
-        self.entries[source.module] = self._entry(source, packed)
+        biased, transposed = source.bias is not None, source.linear.transposed
+        self.entries[source.module] = Entry.of(packed, bias=biased, transposed=transposed)
         yield from ((f"{source.module}.{part}", tensor) for part, tensor in packed.parts.items())
         if packed.scale_O is not None:
             yield f"{source.module}.{SCALE}", packed.scale_O
         if source.bias:
             yield f"{source.module}.{BIAS}", names.load([source.bias], read)[source.bias].to(OTHERS)
-
-    def _entry(self, source: Source, packed: Packed) -> Entry:
-        return Entry(
-            layout=packed.layout,
-            type=self.type,
-            rows=packed.rows,
-            columns=packed.columns,
-            values=packed.parts["weight"].numel(),
-            bias=source.bias is not None,
-            transposed=source.linear.transposed,
-        )
 
     def config(self) -> dict[str, Any]:
         """The content of config.json, once everything is packed."""

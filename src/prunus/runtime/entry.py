@@ -6,12 +6,12 @@ columns, values, bias, transposed}}}. Nothing here touches a weight.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Self
 
 import torch
 
 from prunus.errors import UserError
-from prunus.runtime import LAYOUTS, TYPES
+from prunus.runtime import LAYOUTS, TYPES, Packed
 from prunus.runtime.layout import Shapes
 
 # Engines that do not know it quote it in their error: so it is the sentence that a user needs there.
@@ -33,6 +33,19 @@ class Entry:
     values: int  # numbers in the tensor `weight`
     bias: bool = False
     transposed: bool = False
+
+    @classmethod
+    def of(cls, packed: Packed, *, bias: bool = False, transposed: bool = False) -> Self:
+        """What has to be said of this matrix."""
+        return cls(
+            layout=packed.layout,
+            type=next(name for name, dtype in TYPES.items() if dtype == packed.dtype),
+            rows=packed.rows,
+            columns=packed.columns,
+            values=packed.parts["weight"].numel(),
+            bias=bias,
+            transposed=transposed,
+        )
 
     @property
     def dtype(self) -> torch.dtype:

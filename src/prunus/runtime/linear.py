@@ -31,6 +31,17 @@ class PackedLinear(nn.Module):
         self._multiplier: Multiplier | None = None
         self._handle: Tensor | None = None
 
+    @classmethod
+    def holding(cls, packed: Packed) -> Self:
+        """The layer of a matrix that is in memory already; without a bias."""
+        module = cls(Entry.of(packed))
+        for name, part in packed.parts.items():
+            setattr(module, name, part)
+        if packed.scale_O is not None:
+            setattr(module, SCALE, packed.scale_O)
+        module.prepare()
+        return module
+
     @property
     def packed(self) -> Packed:
         """The matrix, in the buffers' own memory."""

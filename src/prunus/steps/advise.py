@@ -7,7 +7,8 @@ shared between layers, less the products in it.
 
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
@@ -16,16 +17,14 @@ from torch import Tensor, nn
 
 from prunus.benchmark.transformers_engine import generate
 from prunus.errors import UserError
+from prunus.exporting.sparse_directory import Packer, Source
 from prunus.models import StreamedModel
 from prunus.models.skeleton import build_on_meta, restore_buffers
 from prunus.progress import progress
 from prunus.runtime import TYPES
 from prunus.runtime.costs import PATTERNS, Costs, measure_costs
-from prunus.runtime.entry import Entry
 from prunus.runtime.linear import PackedLinear
 from prunus.runtime.native import kernels
-from prunus.runtime.packed import Packed
-from prunus.runtime.quantizer import replace_linears
 from prunus.runtime.timing import packed_as
 
 ADVISES = "sparse-cpu"
@@ -33,6 +32,23 @@ LLAMA_CPP_SHARE = 0.8  # of the bandwidth, as it reaches at best: docs/sparse-cp
 BITS_OF_4 = 4.5  # Q4_0: 32 weights of 4 bits and a scale of 16
 _PROMPT, _TOKENS = 16, 24
 _LEAST = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Products:
+    """The products of one token: weights in the blocks' matrices, how many matrices, weights of the head.
+
+    `tied`: the head is the embedding, which bfloat16 leaves to torch.
+    """
+
+    inside: int
+    matrices: int
+    head: int
+    tied: bool
+
+    @property
+    def weights(self) -> int:
+        return self.inside + self.head
 
 
 def advise(model: StreamedModel) -> dict[str, Any]:
@@ -43,15 +59,17 @@ def advise(model: StreamedModel) -> dict[str, Any]:
     native = kernels()
     if native is None:
         raise UserError("the kernels of packed models are not built here; install a C++ compiler, then prunus again.")
-    shapes = _packable(model)
-    if not shapes:
+    *blocks, head = Packer(model, "int8").sources  # which has a head of its own, tied or not
+    if not blocks:
         raise UserError(f"{model.checkpoint.path} has no matrix that could be packed: all of them are experts.")
     with progress("Micro-benchmark", 2) as advance:
-        costs = measure_costs(_typical(shapes))
+        costs = measure_costs(_typical(blocks))
         advance(1, "the rest of a token")
-        outside = _outside(model, shapes)
+        outside = _outside(model, [*blocks, head])
         advance(1)
-    rows = [_row(model, shapes, costs, outside, pattern, kind) for kind in TYPES for pattern in PATTERNS]
+    products = Products(sum(map(_weights, blocks)), len(blocks), _weights(head), tied=model.spec.head is None)
+    rows = [_row(products, costs, outside, pattern, kind) for kind in TYPES for pattern in PATTERNS]
+    four_bits = _four_bits(products, costs)
     return {
         "engine": ADVISES,
         "level": native.level,
@@ -59,36 +77,28 @@ def advise(model: StreamedModel) -> dict[str, Any]:
         "bandwidth_gigabytes_per_second": costs.memory / 1e9,
         "measured_on": list(costs.shape),
         "seconds_outside_products": outside,
-        "rows": [*_baselines(model, shapes, costs, outside), *rows],
-        "says": _verdicts(rows, _four_bits(model, shapes, costs)),
+        "rows": [_in_transformers(products, costs, outside), four_bits, *rows],
+        "says": _verdicts(rows, four_bits),
     }
 
 
-def _packable(model: StreamedModel) -> Counter[tuple[int, int]]:
-    """How many matrices of each shape the blocks have, experts left out."""
-    return Counter(linear.shape for _, linear in model.spec.matrices if linear.expert is None)
+def _weights(source: Source) -> int:
+    return source.linear.shape[0] * source.linear.shape[1]
 
 
-def _typical(shapes: Counter[tuple[int, int]]) -> tuple[int, int]:
+def _typical(sources: Sequence[Source]) -> tuple[int, int]:
     """The shape that most weights have; not so small that copies of it are many and mostly calls."""
+    shapes = Counter(source.linear.shape for source in sources)
     rows, columns = max(shapes, key=lambda shape: shape[0] * shape[1] * shapes[shape])
     return max(rows, _LEAST), max(columns, _LEAST)
 
 
-def _head(model: StreamedModel) -> tuple[int, int]:
-    text = model.config.get_text_config(decoder=True)
-    return int(text.vocab_size), int(text.hidden_size)
-
-
-def _row(
-    model: StreamedModel, shapes: Counter[tuple[int, int]], costs: Costs, outside: float, pattern: str, kind: str
-) -> dict[str, Any]:
-    """The blocks in the pattern, the head dense in the type; where it is tied, bfloat16 leaves it to torch."""
-    inside = sum(rows * columns * count for (rows, columns), count in shapes.items())
-    head, stays = _head(model)[0] * _head(model)[1], model.spec.head is None and kind == "bf16"
-    seconds = inside * costs.seconds_per_weight[pattern, kind] + shapes.total() * costs.per_call + outside
-    seconds += head * (costs.torch if stays else costs.seconds_per_weight["0", kind])
-    size = inside * costs.bytes_per_weight[pattern, kind] + head * costs.bytes_per_weight["0", kind]
+def _row(products: Products, costs: Costs, outside: float, pattern: str, kind: str) -> dict[str, Any]:
+    """The blocks in the pattern, the head dense in the type."""
+    stays = products.tied and kind == "bf16"
+    seconds = products.inside * costs.seconds_per_weight[pattern, kind] + products.matrices * costs.per_call + outside
+    seconds += products.head * (costs.torch if stays else costs.seconds_per_weight["0", kind])
+    size = products.inside * costs.bytes_per_weight[pattern, kind] + products.head * costs.bytes_per_weight["0", kind]
     return _told(f"sparse:{kind}", pattern, seconds, size)
 
 
@@ -96,23 +106,16 @@ def _told(name: str, pattern: str, seconds: float, size: float) -> dict[str, Any
     return {"as": name, "pattern": pattern, "tokens_per_second": 1 / seconds, "seconds": seconds, "bytes": int(size)}
 
 
-def _baselines(
-    model: StreamedModel, shapes: Counter[tuple[int, int]], costs: Costs, outside: float
-) -> list[dict[str, Any]]:
-    """What the dense model does today in transformers and, by its bytes, could do at best in 4 bits in llama.cpp."""
-    weights = _weights(model, shapes)
-    dense = _told("transformers bf16", "0", weights * costs.torch + outside, weights * 2)
-    return [dense, _four_bits(model, shapes, costs)]
+def _in_transformers(products: Products, costs: Costs, outside: float) -> dict[str, Any]:
+    """What the dense model does today."""
+    weights = products.weights
+    return _told("transformers bf16", "0", weights * costs.torch + outside, weights * torch.bfloat16.itemsize)
 
 
-def _four_bits(model: StreamedModel, shapes: Counter[tuple[int, int]], costs: Costs) -> dict[str, Any]:
-    size = _weights(model, shapes) * BITS_OF_4 / 8
+def _four_bits(products: Products, costs: Costs) -> dict[str, Any]:
+    """What the dense model could do in llama.cpp, by its bytes."""
+    size = products.weights * BITS_OF_4 / 8
     return _told("gguf:q4_0 (at best)", "0", size / (costs.memory * LLAMA_CPP_SHARE), size)
-
-
-def _weights(model: StreamedModel, shapes: Counter[tuple[int, int]]) -> int:
-    head = _head(model)
-    return sum(rows * columns * count for (rows, columns), count in shapes.items()) + head[0] * head[1]
 
 
 def _verdicts(rows: Iterable[dict[str, Any]], four_bits: dict[str, Any]) -> list[str]:
@@ -138,19 +141,20 @@ def _verdict(row: dict[str, Any], dense: list[dict[str, Any]]) -> str:
 
 
 @torch.inference_mode()
-def _outside(model: StreamedModel, shapes: Counter[tuple[int, int]]) -> float:
+def _outside(model: StreamedModel, sources: Sequence[Source]) -> float:
     """Seconds of a token that are not products of packed matrices.
 
     The model is whole, but all tensors of one shape are one: it takes little memory, and its products come from caches.
     """
-    module, packed = _stand_in(model, shapes)
+    module, packed = _stand_in(model, sources)
     prompt_1T = torch.zeros(1, _PROMPT, dtype=torch.int64)
     generate(module, prompt_1T, 4)
     steps = generate(module, prompt_1T, _TOKENS).steps
-    return max(median(steps) - median(_products(packed) for _ in range(_TOKENS)), 0.0)
+    return max(median(steps) - median(seconds_of(packed) for _ in range(_TOKENS)), 0.0)
 
 
-def _products(modules: list[PackedLinear]) -> float:
+def seconds_of(modules: Sequence[PackedLinear]) -> float:
+    """Seconds of the products of one token, one after another and nothing between them."""
     inputs = {one.in_features: torch.zeros(1, one.in_features, dtype=torch.bfloat16) for one in modules}
     start = time.perf_counter()
     for one in modules:
@@ -158,28 +162,15 @@ def _products(modules: list[PackedLinear]) -> float:
     return time.perf_counter() - start
 
 
-def _stand_in(model: StreamedModel, shapes: Counter[tuple[int, int]]) -> tuple[Any, list[PackedLinear]]:
+def _stand_in(model: StreamedModel, sources: Sequence[Source]) -> tuple[Any, list[PackedLinear]]:
     module = build_on_meta(model.config, dtype=torch.bfloat16, trust_remote_code=model.checkpoint.trust_remote_code)
     restore_buffers(module)
-    made = {shape: packed_as("0.5", torch.bfloat16, *shape) for shape in shapes}
-    names = {block.full_name(one): one for block, one in model.spec.matrices if one.expert is None}
-    replace_linears(module, {name: _entry(made[one.shape], one.transposed) for name, one in names.items()})
-    head = model.output_head[0].removesuffix(".weight")
-    made[_head(model)] = packed_as("0", torch.bfloat16, *_head(model))
-    module.set_submodule(head, PackedLinear(_entry(made[_head(model)], transposed=False)))
-    packed = [module.get_submodule(name) for name in (*names, head)]
-    for one in packed:
-        for part, tensor in made[one.out_features, one.in_features].parts.items():
-            setattr(one, part, tensor)
-        one.prepare()
+    made = {shape: packed_as("0.5", torch.bfloat16, *shape) for shape in {source.linear.shape for source in sources}}
+    packed = [PackedLinear.holding(made[source.linear.shape]) for source in sources]
+    for source, one in zip(sources, packed, strict=True):
+        module.set_submodule(source.module, one)
     _fill(module)
     return module, packed
-
-
-def _entry(packed: Packed, transposed: bool) -> Entry:
-    values = packed.parts["weight"].numel()
-    rows, columns = packed.rows, packed.columns
-    return Entry(layout=packed.layout, type="bf16", rows=rows, columns=columns, values=values, transposed=transposed)
 
 
 def _fill(module: nn.Module) -> None:

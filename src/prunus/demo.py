@@ -18,7 +18,8 @@ from prunus.steps.evaluate import evaluate
 from prunus.steps.profile import profile
 from prunus.steps.report import report
 from prunus.steps.sparsify import sparsify
-from prunus.terminal.tables import show_continuations, show_profile
+from prunus.terminal.profile import show_profile
+from prunus.terminal.tables import show_continuations
 
 PROMPTS = ("The capital of France is", "To bake bread you need", "Python is a programming language that")
 CALIBRATION: dict[str, Any] = {"calibration": ("self",), "samples": 64, "length": 256}

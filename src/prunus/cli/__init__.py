@@ -144,7 +144,7 @@ def profile(
     Example: `prunus profile org/model --engine sparse-cpu`
     """
     from prunus.steps.profile import profile as step
-    from prunus.terminal.tables import show_profile
+    from prunus.terminal.profile import show_profile
 
     result = step(
         model,

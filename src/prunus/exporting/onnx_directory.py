@@ -7,6 +7,7 @@ from prunus.engines import ONNXRUNTIME, require
 from prunus.engines.onnxruntime import OnnxRuntime
 from prunus.errors import UserError
 from prunus.exporting.formats import Conversion, Format
+from prunus.exporting.graphs import contents, convert
 from prunus.exporting.types import FileType
 from prunus.models import StreamedModel
 from prunus.models.limits import max_length
@@ -40,16 +41,11 @@ def _check(model: StreamedModel, _kind: FileType) -> list[str]:
 
 
 def _write(job: Conversion) -> Path:
-    checkpoint, folder = job.checkpoint, job.folder / "model"
-    request = {"source": str(checkpoint.path), "target": str(folder), "trust": checkpoint.trust_remote_code}
-    with OnnxRuntime(job.installed) as worker:
-        worker.ask({"do": "convert", "type": PRECISIONS[job.kind.name], **request}, timeout=job.timeout)
-    return folder
+    return convert(OnnxRuntime(job.installed), job, PRECISIONS[job.kind.name])
 
 
 def _describe(folder: Path) -> dict[str, Any]:
-    with OnnxRuntime(require(ONNXRUNTIME)) as worker:
-        return worker.ask({"do": "contents", "path": str(folder)}, timeout=OnnxRuntime.start)
+    return contents(OnnxRuntime(require(ONNXRUNTIME)), folder)
 
 
 ONNX_DIRECTORY = Format(

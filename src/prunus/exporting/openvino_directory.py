@@ -9,6 +9,7 @@ from prunus.engines import OPENVINO, require
 from prunus.engines.openvino import OpenVino
 from prunus.errors import UserError
 from prunus.exporting.formats import Conversion, Format
+from prunus.exporting.graphs import contents, convert
 from prunus.exporting.types import FileType
 from prunus.models import StreamedModel
 
@@ -41,18 +42,14 @@ def _check(model: StreamedModel, _kind: FileType) -> list[str]:
 
 
 def _write(job: Conversion) -> Path:
-    checkpoint, folder = job.checkpoint, job.folder / "model"
-    request = {"source": str(checkpoint.path), "target": str(folder), "trust": checkpoint.trust_remote_code}
-    with OpenVino(job.installed) as worker:
-        worker.ask({"do": "convert", "type": job.kind.name, **request}, timeout=job.timeout)
-    for file in (*checkpoint.side_files, checkpoint.path / CONFIG_NAME):
+    folder = convert(OpenVino(job.installed), job, job.kind.name)
+    for file in (*job.checkpoint.side_files, job.checkpoint.path / CONFIG_NAME):
         shutil.copyfile(file, folder / file.name)
     return folder
 
 
 def _describe(folder: Path) -> dict[str, Any]:
-    with OpenVino(require(OPENVINO)) as worker:
-        return worker.ask({"do": "contents", "path": str(folder)}, timeout=OpenVino.start)
+    return contents(OpenVino(require(OPENVINO)), folder)
 
 
 OPENVINO_DIRECTORY = Format(

@@ -14,10 +14,10 @@ from prunus.shrinking import LAYER_SCORES, WIDTH_SCORES
 from prunus.shrinking.expert_scores import EXPERT_SCORES
 from prunus.sparsity import METHODS
 from prunus.steps.estimate import Estimate
-from prunus.terminal.advice import show_advice
 from prunus.terminal.engines import show_exported
 from prunus.terminal.quantized import show_quantized
 from prunus.terminal.shapes import show_shrunk
+from prunus.terminal.table import empty_table
 
 MB = 1e6
 WIDTHS, EXPERTS = WIDTH_SCORES.values(), EXPERT_SCORES.values()
@@ -28,13 +28,6 @@ TESTS_OF_FAMILIES = (
     "pruned to 2:4, written and loaded by plain transformers in a fresh process, it gives the same logits",
     "only the planned matrices have changed, and each of them is 2:4 everywhere",
 )
-
-
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left")
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number == 0 else "right")
-    return table
 
 
 def method_rows() -> list[dict[str, Any]]:
@@ -94,7 +87,7 @@ def show_sparsified(run: Run) -> None:
     rows: dict[str, list[dict[str, Any]]] = {}
     for row in step["matrices"]:
         rows.setdefault(row["projection"], []).append(row)
-    table = _table(f"{run.path}", "projection", "pattern", "matrices", "sparsity", "error (mean)", "error (worst)")
+    table = empty_table(f"{run.path}", "projection", "pattern", "matrices", "sparsity", "error (mean)", "error (worst)")
     for projection, found in rows.items():
         errors = [row["error"] for row in found]
         patterns = sorted({row["pattern"] for row in found})
@@ -122,7 +115,7 @@ def show_sparsified(run: Run) -> None:
 def show_recovered(run: Run) -> None:
     step = run.last_step
     before, after = step["held_out_before"], step["held_out_after"]
-    table = _table(f"{run.path}", "on held-out text", "before", "after")
+    table = empty_table(f"{run.path}", "on held-out text", "before", "after")
     if "kl" in after:
         table.add_row("KL to the teacher, nats per token", f"{before['kl']:.4f}", f"{after['kl']:.4f}")
     table.add_row("perplexity", *(f"{math.exp(min(side['nll'], 700)):.3f}" for side in (before, after)))
@@ -140,7 +133,7 @@ def show_recovered(run: Run) -> None:
 
 
 def show_estimate(estimate: Estimate, remarks: list[str]) -> None:
-    table = _table("Dry run: nothing was touched", "projection", "pattern", "shape", "matrices", "zeros")
+    table = empty_table("Dry run: nothing was touched", "projection", "pattern", "shape", "matrices", "zeros")
     for row in estimate.by_projection:
         table.add_row(
             row["projection"],
@@ -231,7 +224,7 @@ def show_continuations(result: dict[str, Any]) -> None:
 def show_bench(result: dict[str, Any]) -> None:
     sides = _sides(result)
     title = f"{result['engine']}, {result['prompt_tokens']} prompt and {result['new_tokens']} new tokens"
-    table = _table(f"{title}, {result['dtype']}, {result['threads']} threads", "", *sides)
+    table = empty_table(f"{title}, {result['dtype']}, {result['threads']} threads", "", *sides)
     table.add_row("first token, s (p50)", *(f"{side['ttft_seconds']['p50']:.3f}" for side in sides.values()))
     table.add_row("prefill, tokens/s", *(f"{side['prefill_tokens_per_second']:.1f}" for side in sides.values()))
     table.add_row("decode, tokens/s", *(f"{side['decode_tokens_per_second']:.1f}" for side in sides.values()))
@@ -256,7 +249,9 @@ def _show_parts(title: str, name: str, rows: list[dict[str, Any]]) -> None:
     if not rows:
         return
     seconds = ("p50", "p95", "p99")
-    table = _table(title, name, "model", "tokens/s", "first token, s (p50, p95, p99)", "each token, s (p50, p95, p99)")
+    table = empty_table(
+        title, name, "model", "tokens/s", "first token, s (p50, p95, p99)", "each token, s (p50, p95, p99)"
+    )
     for row in rows:
         for role, side in _sides(row).items():
             speed = side.get("tokens_per_second", side.get("decode_tokens_per_second"))
@@ -267,47 +262,3 @@ def _show_parts(title: str, name: str, rows: list[dict[str, Any]]) -> None:
 
 def _gib(size: int | None) -> str:
     return "not known" if size is None else f"{size / 2**30:.2f}"
-
-
-def show_profile(result: dict[str, Any]) -> None:
-    table = _table(f"{result['model']} ({result['family']})", "component", "MB", "share")
-    for name, size in result["components"].items():
-        table.add_row(name, f"{size / MB:,.1f}", f"{size / result['bytes']:.1%}")
-    console.print(table)
-    console.print(
-        f"{result['parameters']:,} parameters, {result['prunable_parameters']:,} in matrices that can be pruned; "
-        f"{result['decode_bytes_per_token'] / MB:,.1f} MB read and {result['flops_per_token'] / 1e9:.2f} GFLOP per "
-        f"token at batch 1; {result['kv_cache_values_per_token']:,} cached values per token of context."
-    )
-    _show_axes(result["axes"])
-    _show_layers(result["layers"])
-    if "sensitivity" in result:
-        _show_sensitivity(result["sensitivity"])
-    if "advice" in result:
-        show_advice(result["advice"])
-
-
-def _show_axes(axes: list[dict[str, Any]]) -> None:
-    table = _table("What the architecture lets be smaller", "axis", "units", "parameters in one", "config")
-    for row in axes:
-        if "refused" in row:
-            table.add_row(row["axis"], "-", "-", f"not here: {row['refused']}")
-        else:
-            table.add_row(row["axis"], str(row["units"]), f"{row['parameters_per_unit']:,}", ", ".join(row["config"]))
-    console.print(table)
-
-
-def _show_layers(layers: list[dict[str, Any]]) -> None:
-    table = _table("Decoder blocks", "block", "parameters", "MB", "matrices")
-    for layer in layers:
-        parts = (f"{n} {'x'.join(map(str, row['shape']))}" for n, row in layer["projections"].items())
-        table.add_row(layer["name"], f"{layer['parameters']:,}", f"{layer['bytes'] / MB:,.1f}", ", ".join(parts))
-    console.print(table)
-
-
-def _show_sensitivity(rows: list[dict[str, Any]]) -> None:
-    worst = max(1e-12, *(row["kl"] for row in rows))
-    table = _table(f"Sensitivity: KL when pruned alone to {rows[0]['pattern']}", "unit", "KL (nats)", "")
-    for row in rows:
-        table.add_row(row["name"], f"{row['kl']:.5f}", "█" * max(1, round(30 * row["kl"] / worst)))
-    console.print(table)

@@ -11,13 +11,6 @@
 namespace prunus {
 namespace {
 
-template <class To>
-inline To read(const void* from) {
-  To value;
-  __builtin_memcpy(&value, from, sizeof(To));
-  return value;
-}
-
 // bfloat16 weights, bfloat16 inputs: pairs of products, summed in fp32.
 struct PairProduct {
   using Input = uint16_t;
@@ -64,7 +57,7 @@ void floats(const Matrix& m, int64_t strip, const Inputs& inputs, float (*out)[k
     for (auto& one : chain) one = _mm512_setzero_ps();
   Source source(m, strip, INT64_MAX);
   Run run;
-  while (source.next_run(run, 2)) {
+  while (source.next_run(run)) {
     const typename Product::Input* x = Product::first(inputs) + run.column;
     int cell = 0;
     for (; cell + kChains <= run.cells; cell += kChains) {
@@ -99,7 +92,7 @@ void bytes(const Matrix& m, int64_t strip, const Inputs& inputs, float (*out)[kS
   for (auto& one : sum) one = _mm512_setzero_ps();
   Source source(m, strip, kGroup / 4);
   Run run;
-  while (source.next_run(run, 4)) {
+  while (source.next_run(run)) {
     __m512i products[kChains][kBatch], surplus[kChains];
     for (int chain = 0; chain < kChains; ++chain) {
       surplus[chain] = _mm512_setzero_si512();

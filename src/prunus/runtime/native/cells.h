@@ -1,4 +1,4 @@
-// The cells of a strip, one after another, for code that is not written for one instruction set.
+// The cells of a strip, one after another, in plain C++.
 #pragma once
 #include "matrix.h"
 
@@ -7,7 +7,6 @@ namespace {
 
 template <class Value, int kUnit>
 struct Cells {
-  using Mask = uint64_t;
   alignas(64) Value values[kStrip * kUnit];
   uint8_t places[kStrip * kUnit];  // 2:4 alone: which of its four columns each value belongs to
   int64_t column;

@@ -2,6 +2,7 @@
 #include <immintrin.h>
 
 #include "matrix.h"
+#include "numbers.h"
 
 namespace prunus {
 namespace {
@@ -10,6 +11,17 @@ namespace {
 struct Run {
   int64_t column;
   int cells;
+};
+
+struct Neighbours {
+  int64_t left, per_run, columns, column = 0;  // `columns`: of the matrix, in a cell
+  bool next_run(Run& run) {
+    if (!left) return false;
+    run = {column, static_cast<int>(left < per_run ? left : per_run)};
+    left -= run.cells;
+    column += run.cells * columns;
+    return true;
+  }
 };
 
 // Weights are asked for this many bytes before they are used: the hardware asks too late, above all when a cell takes few
@@ -23,25 +35,17 @@ inline void ask_for_cell(const void* memory) {
   _mm_prefetch(static_cast<const char*>(memory) + kWholeCellsAhead, _MM_HINT_T1);
 }
 
-// Where the cells of a strip come from. `ask` is called before every few cells, `next` gives the weights; `places` which inputs they are for, in 2:4 alone.
+// Where the cells of a strip come from, `per_run` of whole columns in a run. `ask` is called before every few cells,
+// `next` gives the weights; `places` which inputs they are for, in 2:4 alone.
 template <bool kAsk>  // for bfloat16 it was slower with asking
-struct Dense {
+struct Dense : Neighbours {
   static constexpr bool kPlaced = false, kWhole = false, kInPlace = true;
   static constexpr int kColumns = 1;  // columns of the matrix that a cell covers, in units
   const uint8_t* values;
-  int64_t left, per_run, column = 0;
   Dense(const Matrix& m, int64_t strip, int64_t per_run)
-      : values(static_cast<const uint8_t*>(m.weight) + strip * cells_of(m) * kCellBytes),
-        left(cells_of(m)),
-        per_run(per_run) {}
+      : Neighbours{cells_of(m), per_run, unit_of(m)},
+        values(static_cast<const uint8_t*>(m.weight) + strip * cells_of(m) * kCellBytes) {}
   void ask() {}
-  bool next_run(Run& run, int unit) {
-    if (!left) return false;
-    run = {column, static_cast<int>(left < per_run ? left : per_run)};
-    left -= run.cells;
-    column += static_cast<int64_t>(run.cells) * unit;
-    return true;
-  }
   __m512i next() {
     if constexpr (kAsk) ask_for_cell(values);
     const __m512i weights = _mm512_loadu_si512(values);
@@ -51,25 +55,16 @@ struct Dense {
 };
 
 template <class Value, class Mask>
-struct Bitmask {
+struct Bitmask : Neighbours {
   static constexpr bool kPlaced = false, kWhole = false, kInPlace = false;
   static constexpr int kColumns = 1;
   const Value* values;
   const Mask* mask;
-  int64_t left, per_run, column = 0;
   Bitmask(const Matrix& m, int64_t strip, int64_t per_run)
-      : values(static_cast<const Value*>(m.weight) + m.start[strip]),
-        mask(static_cast<const Mask*>(m.index) + strip * cells_of(m)),
-        left(cells_of(m)),
-        per_run(per_run) {}
+      : Neighbours{cells_of(m), per_run, unit_of(m)},
+        values(static_cast<const Value*>(m.weight) + m.start[strip]),
+        mask(static_cast<const Mask*>(m.index) + strip * cells_of(m)) {}
   void ask() { ask_for(mask, kMaskAhead); }
-  bool next_run(Run& run, int unit) {
-    if (!left) return false;
-    run = {column, static_cast<int>(left < per_run ? left : per_run)};
-    left -= run.cells;
-    column += static_cast<int64_t>(run.cells) * unit;
-    return true;
-  }
   // The form that reads memory: it reads the values that are there and none behind them.
   __m512i next() {
     ask_for(values, kAhead);
@@ -86,33 +81,22 @@ struct Bitmask {
 // 2:4. Places are two bits for each value: spread to one byte (int8) or two (bfloat16), and inside the register's four
 // or eight columns.
 template <int kValueBytes>
-struct TwoOfFour {
+struct TwoOfFour : Neighbours {
   static constexpr bool kPlaced = true, kWhole = false, kInPlace = false;
   static constexpr int kColumns = 2;
   const uint8_t *values, *place;
-  int64_t left, per_run, column = 0;
   __m512i places;
   TwoOfFour(const Matrix& m, int64_t strip, int64_t per_run)
-      : values(static_cast<const uint8_t*>(m.weight) + strip * kept_cells_of(m) * kCellBytes),
-        place(static_cast<const uint8_t*>(m.index) + strip * kept_cells_of(m) * (kValueBytes == 2 ? 8 : 16)),
-        left(kept_cells_of(m)),
-        per_run(per_run / 2 ? per_run / 2 : 1) {}
+      : Neighbours{kept_cells_of(m), per_run / kColumns, kColumns * unit_of(m)},
+        values(static_cast<const uint8_t*>(m.weight) + strip * kept_cells_of(m) * kCellBytes),
+        place(static_cast<const uint8_t*>(m.index) + strip * kept_cells_of(m) * (kValueBytes == 2 ? 8 : 16)) {}
   void ask() {}
-  bool next_run(Run& run, int unit) {
-    if (!left) return false;
-    run = {column, static_cast<int>(left < per_run ? left : per_run)};
-    left -= run.cells;
-    column += static_cast<int64_t>(run.cells) * unit * kColumns;
-    return true;
-  }
   __m512i next() {
     ask_for_cell(values);
     const __m512i weights = _mm512_loadu_si512(values);
     values += kCellBytes;
     if constexpr (kValueBytes == 2) {
-      int64_t eight;
-      __builtin_memcpy(&eight, place, sizeof eight);
-      const __m512i packed = _mm512_set1_epi64(eight);
+      const __m512i packed = _mm512_set1_epi64(read<int64_t>(place));
       // the eight places of register quarter q are its 8 bits: word k needs bits 2k, 2k + 1
       const __m512i shifts = _mm512_set_epi64(
           0x003e003c003a0038, 0x0036003400320030, 0x002e002c002a0028, 0x0026002400220020, 0x001e001c001a0018,
@@ -144,7 +128,7 @@ struct Tiles {
     values = static_cast<const uint8_t*>(m.weight) + m.start[strip] * cells * kCellBytes;
   }
   void ask() {}
-  bool next_run(Run& run, int) {
+  bool next_run(Run& run) {
     if (tile == end) return false;
     run = {static_cast<int64_t>(*tile++) * kTile, cells};
     return true;
@@ -200,7 +184,7 @@ struct Steps {
 
   bool next(Step& step) {
     Run run;
-    if (!source.next_run(run, kUnit)) return false;
+    if (!source.next_run(run)) return false;
     step.column = run.column;
     if constexpr (Source::kInPlace)
       if (run.cells == kCells) {

@@ -1,9 +1,16 @@
-// bfloat16, the upper half of a float.
+// Numbers that lie at any byte; and bfloat16, the upper half of a float.
 #pragma once
 #include <cstdint>
 
 namespace prunus {
 namespace {  // each file has its own: they are compiled for different processors
+
+template <class To>
+inline To read(const void* from) {
+  To value;
+  __builtin_memcpy(&value, from, sizeof(To));
+  return value;
+}
 
 inline float widened(uint16_t value) {
   const uint32_t bits = static_cast<uint32_t>(value) << 16;

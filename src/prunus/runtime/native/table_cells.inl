@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "matrix.h"
+#include "numbers.h"
 
 namespace prunus {
 namespace {
@@ -43,13 +44,6 @@ struct Tables {
 };
 
 constexpr Tables tables;
-
-template <class To>
-inline To read(const void* from) {
-  To value;
-  __builtin_memcpy(&value, from, sizeof(To));
-  return value;
-}
 
 struct Cell {
   Ints weights[kParts];

@@ -30,7 +30,7 @@ from prunus.benchmark.machine import machine
 from prunus.runtime import TYPES
 from prunus.runtime.native import kernels
 from prunus.runtime.packed import to_codes
-from prunus.runtime.timing import Pass, in_turn, packed_as, products, random_matrix, reading
+from prunus.runtime.timing import Pass, dense_products, in_turn, packed_as, products, random_matrix, reading
 
 PATTERNS = ("0.5", "0.6", "0.7", "0.8", "2:4", "tiles-0.5", "tiles-0.8")
 
@@ -39,16 +39,11 @@ def torchs(args: argparse.Namespace, kind: str, batch: int) -> Pass:
     """torch's own dense product: F.linear in bfloat16, `_weight_int8pack_mm` for int8."""
     weight_OI, x_MI = random_matrix(args.rows, args.columns, "0"), inputs(args, batch).bfloat16()
     if kind == "bf16":
-        count = -(-args.bytes // (weight_OI.numel() * 2))
-        copies = [weight_OI.clone() for _ in range(count)]
-        return Pass(lambda: [torch.nn.functional.linear(x_MI, one) for one in copies], count * weight_OI.numel() * 2)
+        return dense_products(lambda one: torch.nn.functional.linear(x_MI, one), weight_OI, args.bytes)
     codes_OI, scale_O = to_codes(weight_OI, torch.int8)
     assert scale_O is not None
-    copies = [codes_OI.clone() for _ in range(-(-args.bytes // codes_OI.numel()))]
-    return Pass(
-        lambda: [torch._weight_int8pack_mm(x_MI, one, scale_O.bfloat16()) for one in copies],
-        len(copies) * codes_OI.numel(),
-    )
+    scale_O = scale_O.bfloat16()
+    return dense_products(lambda one: torch._weight_int8pack_mm(x_MI, one, scale_O), codes_OI, args.bytes)
 
 
 def inputs(args: argparse.Namespace, batch: int) -> torch.Tensor:
@@ -66,39 +61,26 @@ def measure(args: argparse.Namespace, batch: int) -> list[dict[str, object]]:
             packed = packed_as(pattern, TYPES[kind], args.rows, args.columns)
             passes[f"{pattern} {kind}"] = products(packed, x_MI, args.bytes)
     seconds = in_turn(passes, args.rounds)
-    rate = {name: [passes[name].num_bytes / one for one in times] for name, times in seconds.items()}
-    return [row(args, name, batch, rate) for name in passes if name != "memory"]
+    return [row(name, batch, passes, seconds) for name in passes if name != "memory"]
 
 
-def row(
-    args: argparse.Namespace,
-    name: str,
-    batch: int,
-    rate: dict[str, list[float]],
-) -> dict[str, object]:
+def row(name: str, batch: int, passes: dict[str, Pass], seconds: dict[str, list[float]]) -> dict[str, object]:
     pattern, kind = name.split()
-    dense = f"0 {kind}"
-    one = {each: bytes_of_one(args, each) for each in (name, dense)}
-    over = [one[dense] / d * s / one[name] for d, s in zip(rate[dense], rate[name], strict=True)]
+    dense, this, memory = passes[f"0 {kind}"], passes[name], passes["memory"]
+    each = [one / this.count for one in seconds[name]]
+    rounds = list(zip(each, seconds[f"0 {kind}"], seconds["memory"], strict=True))
+    size, bandwidth = this.num_bytes / this.count, [memory.num_bytes / one for one in seconds["memory"]]
     return {
         "pattern": pattern,
         "type": kind,
         "batch": batch,
-        "over_dense": round(median(over), 3),
-        "ceiling": round(one[dense] / one[name], 3),
-        "share": round(median(s / m for s, m in zip(rate[name], rate["memory"], strict=True)), 3),
-        "probe": round(median(rate["memory"]) / 1e9, 1),
-        "seconds": one[name] / median(rate[name]),
-        "rounds": len(rate[name]),
+        "over_dense": round(median(other / dense.count / own for own, other, _ in rounds), 3),
+        "ceiling": round(dense.num_bytes / dense.count / size, 3),
+        "share": round(median(size / own / (memory.num_bytes / alone) for own, _, alone in rounds), 3),
+        "probe": round(median(bandwidth) / 1e9, 1),
+        "seconds": median(each),
+        "rounds": len(rounds),
     }
-
-
-def bytes_of_one(args: argparse.Namespace, name: str) -> int:
-    """Bytes of one matrix of a pass."""
-    pattern, kind = name.split()
-    if pattern == "torch":
-        return int(args.rows * args.columns * TYPES[kind].itemsize)
-    return packed_as(pattern, TYPES[kind], args.rows, args.columns).num_bytes
 
 
 def main() -> None:

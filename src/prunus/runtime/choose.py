@@ -9,7 +9,8 @@ from prunus.runtime import LAYOUTS, pack
 from prunus.runtime.packed import Packed
 
 # Seconds of a byte, those of a dense one being 1: unpacking costs time too. At batch 1 and 50% zeros, as
-# `benchmarks/cpu_kernels.py` measured it (docs/sparse-cpu.md). So from about a tenth of zeros on, a mask pays.
+# `benchmarks/cpu_kernels.py` measured it (docs/sparse-cpu.md). So a mask pays from an eighth of zeros on in bf16, from
+# a fifth in int8.
 SECONDS_OF_A_BYTE = {"dense": 1.0, "bitmask": 1.06, "2:4": 1.05, "tiles": 1.07}
 
 

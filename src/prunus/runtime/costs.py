@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from statistics import median
 
 import torch
+from torch.nn.functional import linear
 
 from prunus.runtime import TYPES, pack
 from prunus.runtime.multiply import Multiplier
-from prunus.runtime.timing import Pass, in_turn, packed_as, products, random_matrix, reading
+from prunus.runtime.timing import Pass, dense_products, in_turn, packed_as, products, random_matrix, reading
 
 PATTERNS = ("0", "0.5", "0.6", "0.7", "0.8", "2:4", "tiles-0.5", "tiles-0.8")
 TORCH, MEMORY = "torch bf16", "memory"
@@ -41,7 +42,8 @@ def measure_costs(shape: tuple[int, int], patterns: Sequence[str] = PATTERNS) ->
     x_MI = torch.randn(1, shape[1], generator=torch.Generator().manual_seed(0)).bfloat16()
     made = {(pattern, kind): packed_as(pattern, TYPES[kind], *shape) for pattern in patterns for kind in TYPES}
     passes = {f"{pattern} {kind}": products(packed, x_MI, _BYTES) for (pattern, kind), packed in made.items()}
-    passes |= {TORCH: _torchs(shape, x_MI), MEMORY: reading(_BYTES)}
+    torchs = dense_products(lambda one: linear(x_MI, one), random_matrix(*shape, "0"), _BYTES)
+    passes |= {TORCH: torchs, MEMORY: reading(_BYTES)}
     seconds = {name: median(times) for name, times in in_turn(passes, _ROUNDS).items()}
     weights = shape[0] * shape[1]
     per_byte = {name: seconds[name] / passes[name].num_bytes for name in passes}
@@ -53,13 +55,6 @@ def measure_costs(shape: tuple[int, int], patterns: Sequence[str] = PATTERNS) ->
         torch=per_byte[TORCH] * torch.bfloat16.itemsize,
         memory=1 / per_byte[MEMORY],
     )
-
-
-def _torchs(shape: tuple[int, int], x_MI: torch.Tensor) -> Pass:
-    weight_OI = random_matrix(*shape, "0")
-    size = weight_OI.numel() * weight_OI.itemsize
-    copies = [weight_OI.clone() for _ in range(-(-_BYTES // size))]
-    return Pass(lambda: [torch.nn.functional.linear(x_MI, one) for one in copies], len(copies) * size)
 
 
 def _per_call() -> float:

@@ -21,10 +21,11 @@ Timed = Callable[[], object]
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """What is timed: `run` reads `num_bytes` of weights from memory."""
+    """What is timed: `run` reads `num_bytes` of weights from memory, those of `count` matrices."""
 
     run: Timed
     num_bytes: int
+    count: int = 1
 
 
 def copied(packed: Packed) -> Packed:
@@ -37,7 +38,14 @@ def products(packed: Packed, x_MI: Tensor, at_least: int) -> Pass:
     """Products of the same inputs with as many copies of a matrix as take `at_least` bytes."""
     count = max(1, -(-at_least // packed.num_bytes))
     multipliers = [Multiplier(packed), *(Multiplier(copied(packed)) for _ in range(count - 1))]
-    return Pass(lambda: [multiplier(x_MI) for multiplier in multipliers], count * packed.num_bytes)
+    return Pass(lambda: [multiplier(x_MI) for multiplier in multipliers], count * packed.num_bytes, count)
+
+
+def dense_products(multiply: Callable[[Tensor], Tensor], weight_OI: Tensor, at_least: int) -> Pass:
+    """The same of torch's own product with a dense matrix, whatever `multiply` makes it by."""
+    size = weight_OI.numel() * weight_OI.itemsize
+    copies = [weight_OI.clone() for _ in range(-(-at_least // size))]
+    return Pass(lambda: [multiply(one) for one in copies], len(copies) * size, len(copies))
 
 
 def reading(num_bytes: int) -> Pass:

@@ -43,7 +43,7 @@ from prunus.engines import require
 from prunus.exporting.exported import find_exported
 from prunus.memory import release_freed_memory
 from prunus.runtime import TYPES
-from prunus.runtime.linear import PackedLinear
+from prunus.runtime.linear import PackedLinear, read_together
 from prunus.runtime.native import kernels
 from prunus.runtime.timing import in_turn, packed_as, reading
 from prunus.steps.advise import seconds_of
@@ -90,6 +90,7 @@ def pack_model(dense: Any, pattern: str, kind: str) -> Any:
     }
     model.load_state_dict(others, strict=False, assign=True)
     model.model.rotary_emb = dense.model.rotary_emb
+    read_together(model)
     return model.eval()
 
 

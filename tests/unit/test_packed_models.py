@@ -226,7 +226,7 @@ def test_the_head_is_packed_unless_it_is_the_embedding(tmp_path, family, to, hea
 def test_experts_stay_and_the_notes_say_so(tmp_path):
     source = save_sparse("mixtral", tmp_path / "model")
     target = parse_target("sparse:int8")
-    (note,) = target.format.check(open_model(source), target.kind)
+    note, *_ = target.format.check(open_model(source), target.kind)  # some processors have one of their own
     assert note.startswith("24 matrices of experts stay as they are")
     folder = write_packed(source, tmp_path / "out", "sparse:int8")
     names = open_checkpoint(folder).packed

@@ -15,7 +15,9 @@ from prunus.engines.worker import bytes_of
 from prunus.errors import EngineError, UserError
 from prunus.exporting import parse_target, sparse_directory
 from prunus.exporting.exported import find_exported
+from prunus.exporting.sparse_directory import SPARSE_TYPES
 from prunus.models.streamed import open_model
+from prunus.runtime.native import Kernels
 
 SIZES = {"prompt_tokens": 8, "new_tokens": 4, "repetitions": 2, "threads": 1}
 
@@ -130,6 +132,14 @@ def test_a_recipe_may_end_in_it(model, tmp_path):
     recipe.write_text(json.dumps({"version": 1, "model": str(model), "steps": steps}))
     made = prunus.run(recipe, tmp_path / "out")
     assert made.last_step["layouts"]["bitmask"]["matrices"] == 21
+
+
+@pytest.mark.parametrize(("level", "said"), [("avx2", True), ("avx512-vbmi2", False), ("amx", False)])
+def test_a_processor_that_unpacks_slowly_is_named(model, level, said, monkeypatch):
+    native = SimpleNamespace(level=level, expands=Kernels.expands.fget(SimpleNamespace(_level=level)))
+    monkeypatch.setattr(sparse_directory, "kernels", lambda: native)
+    notes = sparse_directory.SPARSE_DIRECTORY.check(open_model(model), SPARSE_TYPES["int8"])
+    assert any(f"this processor ({level})" in note for note in notes) is said
 
 
 def test_a_full_disk_is_seen_beforehand(model, tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from prunus.runtime.entry import BIAS, SCALE, Entry
 from prunus.runtime.multiply import Multiplier
 from prunus.runtime.operator import handle_of, packed_linear
 from prunus.runtime.packed import Packed
+from prunus.runtime.together import Readers
 
 
 class PackedLinear(nn.Module):
@@ -28,6 +29,7 @@ class PackedLinear(nn.Module):
         self.register_buffer(BIAS, None)
         for name, (shape, dtype) in entry.shapes.items():
             self.register_buffer(name, torch.empty(shape, dtype=dtype, device=device))
+        self.readers = Readers()
         self._multiplier: Multiplier | None = None
         self._handle: Tensor | None = None
 
@@ -48,6 +50,11 @@ class PackedLinear(nn.Module):
         parts = {name: getattr(self, name) for name in self.entry.parts}
         return Packed(self.entry.layout, self.entry.rows, self.entry.columns, parts, getattr(self, SCALE, None))
 
+    @property
+    def multiplier(self) -> Multiplier:
+        """What multiplies by the matrix; made anew after the tensors have moved."""
+        return self._multiplier or self.prepare()
+
     def prepare(self) -> Multiplier:
         """Have every part looked at once, so that kernels may trust them. Raises UserError for a damaged matrix."""
         if self.weight.device.type != "cpu":
@@ -63,12 +70,12 @@ class PackedLinear(nn.Module):
 
     def multiply(self, x_MI: Tensor) -> Tensor:
         """x W^T (M, O), without the bias and without a gradient."""
-        return (self._multiplier or self.prepare())(x_MI)
+        return self.multiplier(x_MI)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., I) -> (..., O), in the dtype of the input."""
-        x_MI = x.reshape(-1, self.in_features)
-        y_MO = self._watched(x_MI) if torch.compiler.is_compiling() or x.requires_grad else self.multiply(x_MI)
+        watched = torch.compiler.is_compiling() or x.requires_grad
+        y_MO = self._watched(x.reshape(-1, self.in_features)) if watched else self.readers.product(self, x)
         if self.bias is not None:
             y_MO = y_MO + self.bias.to(y_MO.dtype)
         return y_MO.view(*x.shape[:-1], self.out_features)
@@ -107,3 +114,11 @@ class PackedLinear(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """A copy holds tensors of its own."""
         return {**self.__dict__, "_multiplier": None, "_handle": None}
+
+
+def read_together(model: nn.Module) -> None:
+    """Let the packed modules of a model know of each other."""
+    readers = Readers()
+    for module in model.modules():
+        if isinstance(module, PackedLinear):
+            module.readers = readers

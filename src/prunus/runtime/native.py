@@ -19,6 +19,7 @@ INTERFACE = 1  # of native/interface.cpp: another number where a function or a s
 LEVEL = "PRUNUS_KERNELS"  # names the instruction set to use, or "reference" for none of them
 TYPES = {torch.bfloat16: 0, torch.int8: 1, torch.float32: 2}
 HUGE_PAGE = 2 << 20
+EXPANDING = ("amx", "avx512-vbmi2")
 INDEX = ("weight_mask", "weight_place", "weight_tile")
 
 
@@ -65,6 +66,11 @@ class Kernels:
     def level(self) -> str:
         """The instruction set that is used."""
         return self._level
+
+    @property
+    def expands(self) -> bool:
+        """Whether it spreads values by a mask in one instruction: without, bitmasks are slower than dense weights."""
+        return self._level in EXPANDING
 
     @property
     def levels(self) -> list[str]:

@@ -1,13 +1,13 @@
 """What packing a model would gain on this machine, before anything is pruned: `prunus profile --engine sparse-cpu`.
 
 A decoded token takes the products of all matrices, at the rates that a micro-benchmark finds for each pattern and type,
-and everything else that the model does for a token. The latter is timed with the model itself, its weights random and
-shared between layers, less the products in it.
+and everything else that the model does for a token. The latter is timed with the model itself, its weights random, less
+the products in it.
 """
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -18,14 +18,16 @@ from torch import Tensor, nn
 from prunus.benchmark.transformers_engine import generate
 from prunus.errors import UserError
 from prunus.exporting.sparse_directory import Packer, Source
+from prunus.machine_choice import half_of_free_memory
 from prunus.models import StreamedModel
 from prunus.models.skeleton import build_on_meta, restore_buffers
 from prunus.progress import progress
 from prunus.runtime import TYPES
 from prunus.runtime.costs import PATTERNS, Costs, measure_costs
-from prunus.runtime.linear import PackedLinear
+from prunus.runtime.linear import PackedLinear, read_together
 from prunus.runtime.native import kernels
-from prunus.runtime.timing import packed_as
+from prunus.runtime.packed import Packed
+from prunus.runtime.timing import copied, packed_as
 
 ADVISES = "sparse-cpu"
 LLAMA_CPP_SHARE = 0.8  # of the bandwidth, as it reaches at best: docs/sparse-cpu.md has a machine where it was 0.4
@@ -144,7 +146,8 @@ def _verdict(row: dict[str, Any], dense: list[dict[str, Any]]) -> str:
 def _outside(model: StreamedModel, sources: Sequence[Source]) -> float:
     """Seconds of a token that are not products of packed matrices.
 
-    The model is whole, but all tensors of one shape are one: it takes little memory, and its products come from caches.
+    Every layer's matrices lie apart in memory, as they will: the weights that a token reads drive everything else out
+    of the caches, and Python's own work then takes twice as long.
     """
     module, packed = _stand_in(model, sources)
     prompt_1T = torch.zeros(1, _PROMPT, dtype=torch.int64)
@@ -166,15 +169,24 @@ def _stand_in(model: StreamedModel, sources: Sequence[Source]) -> tuple[Any, lis
     module = build_on_meta(model.config, dtype=torch.bfloat16, trust_remote_code=model.checkpoint.trust_remote_code)
     restore_buffers(module)
     made = {shape: packed_as("0.5", torch.bfloat16, *shape) for shape in {source.linear.shape for source in sources}}
-    packed = [PackedLinear.holding(made[source.linear.shape]) for source in sources]
+    packed = [PackedLinear.holding(one) for one in _apart([made[source.linear.shape] for source in sources])]
     for source, one in zip(sources, packed, strict=True):
         module.set_submodule(source.module, one)
     _fill(module)
+    read_together(module)
     return module, packed
 
 
+def _apart(matrices: Iterable[Packed]) -> Iterator[Packed]:
+    """Each as a copy of its own, as long as half of the free memory lasts."""
+    left = half_of_free_memory()
+    for one in matrices:
+        left -= one.num_bytes
+        yield copied(one) if left > 0 else one
+
+
 def _fill(module: nn.Module) -> None:
-    """Every parameter without memory gets one, the same for all of one shape."""
+    """Every parameter without memory gets one, the same for all of one shape: next to no time goes there."""
     shared: dict[tuple[int, ...], Tensor] = {}
     for owner in module.modules():
         for name, parameter in owner.named_parameters(recurse=False):

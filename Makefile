@@ -26,8 +26,10 @@ bench: $(INSTALLED)  ## against the best peer, an hour on two cores: make bench 
 	$(BIN)/python benchmarks/forward.py --calibration "$(CALIBRATION)"
 	$(BIN)/python benchmarks/peers.py --calibration "$(CALIBRATION)" --test "$(TEST)"
 
-docs: $(INSTALLED)  ## the pages that are made from the tables in the code
+docs: $(INSTALLED)  ## the pages that are made from the tables in the code, and the plot in one of them
 	$(BIN)/python docs/tables.py
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/python docs/plots.py
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

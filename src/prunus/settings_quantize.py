@@ -54,6 +54,12 @@ class QuantizeSettings(CalibratedSettings):
             raise UserError(
                 f"method {self.method!r} looks at weights alone: leave --calibration out, or take --method gptq."
             )
+        if method.input_scales and SCHEMES[self.scheme].rounds_inputs:
+            able = ", ".join(name for name, scheme in SCHEMES.items() if not scheme.rounds_inputs)
+            raise UserError(
+                f"method {self.method!r} scales inputs for the sake of the weights, and {self.scheme} rounds both: "
+                f"take --method gptq, or a scheme of weights alone: {able}."
+            )
         if self.joint != (self.pattern is not None):
             raise UserError("--joint and --pattern go together: --joint --pattern 0.5 zeroes and rounds in one sweep.")
         if self.joint and not method.prunes:

@@ -110,8 +110,9 @@ def test_a_run_that_goes_on_needs_no_second_room_for_what_is_written(model, tmp_
     assert prunus.quantize(model, tmp_path / "out", scheme="int4-g32").path.exists()
 
 
-def test_killed_it_goes_on_and_ends_in_the_same_bytes(model, text, tmp_path, monkeypatch):
-    settings = {"scheme": "int4-g32", "method": "gptq", "calibration": (str(text),), **CALIBRATED}
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_killed_it_goes_on_and_ends_in_the_same_bytes(method, model, text, tmp_path, monkeypatch):
+    settings = {"scheme": "int4-g32", "method": method, "calibration": (str(text),), **CALIBRATED}
     whole_run = prunus.quantize(model, tmp_path / "whole", **settings).path
     save = output_module.OutputDirectory.save_progress
 
@@ -216,7 +217,12 @@ def test_without_the_extra_loading_names_it(int8, monkeypatch):
     [
         ({"scheme": "int3"}, "unknown scheme 'int3'; allowed are int8, w8a8, int4-g128, int4-g32, fp8"),
         ({"scheme": "gguf:q4_k_m"}, "make it with `prunus export MODEL OUT --to gguf:q4_k_m`"),
-        ({"scheme": "int8", "method": "awq"}, "unknown method 'awq' of quantizing; allowed are rtn, gptq"),
+        ({"scheme": "int8", "method": "hqq"}, "unknown method 'hqq' of quantizing; allowed are rtn, gptq, awq"),
+        ({"scheme": "w8a8", "method": "awq", "calibration": ("builtin",)},
+         "w8a8 rounds both: take --method gptq, or a scheme of weights alone: int8, int4-g128, int4-g32"),
+        ({"scheme": "int8", "method": "awq"}, "looks at calibration text: give --calibration PATH"),
+        ({"scheme": "int8", "method": "awq", "calibration": ("builtin",), "joint": True, "pattern": "0.5"},
+         "method 'awq' does not: add --method gptq"),
         ({"scheme": "int8", "method": "gptq"}, "looks at calibration text: give --calibration PATH"),
         ({"scheme": "int8", "calibration": ("builtin",)}, "looks at weights alone: leave --calibration out"),
         ({"scheme": "int8", "joint": True}, "--joint and --pattern go together"),
@@ -338,7 +344,7 @@ def test_methods_lists_schemes(prunus):
     _, printed, errors = prunus("methods")
     told = json.loads(printed.splitlines()[-1])
     assert [row["scheme"] for row in told["schemes"]] == ["int8", "w8a8", "int4-g128", "int4-g32", "fp8"]
-    assert [row["method"] for row in told["quantization_methods"]] == ["rtn", "gptq"]
+    assert [row["method"] for row in told["quantization_methods"]] == ["rtn", "gptq", "awq"]
     assert "int4-g128" in errors
 
 

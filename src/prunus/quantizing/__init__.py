@@ -4,6 +4,7 @@ To add a method: write one file with its formula, add one entry to QUANTIZERS, w
 entry of SCHEMES; a grid that is not there yet is one class in `grid.py`.
 """
 
+from prunus.quantizing.awq import awq_scales
 from prunus.quantizing.gptq import prepare_gptq, quantize_gptq
 from prunus.quantizing.grid import Float8Grid, IntGrid
 from prunus.quantizing.methods import Quantized, Quantizer, prepare, quantize_matrix
@@ -107,6 +108,17 @@ _QUANTIZERS = (
         quantize=quantize_gptq,
         prepare=prepare_gptq,
         prunes=True,
+    ),
+    Quantizer(
+        name="awq",
+        title="AWQ",
+        paper="Lin et al. 2023, AWQ, arXiv:2306.00978",
+        needs=("gram",),
+        idea="Weights of large inputs are stored larger, what makes these inputs smaller; then to nearest.",
+        cost="One factor search for each input: 20 roundings and products with the Gram.",
+        when="For 4 bits, where the text of calibration is unlike the text of use.",
+        quantize=quantize_rtn,
+        input_scales=awq_scales,
     ),
 )
 SCHEMES: dict[str, Scheme] = {scheme.name: scheme for scheme in _SCHEMES}

@@ -5,7 +5,7 @@ Everything inside runs in fp32; the caller's weight is never touched. A weight t
 Letters: O = out_features, I = in_features, G = scales in a row.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,10 @@ class Quantized:
     notes: Notes = field(default_factory=dict)
 
 
+# (matrices with the same input, scheme, statistics) -> powers of two (I) to multiply their columns by beforehand
+InputScales = Callable[[Sequence[Tensor], Scheme, Statistics], Tensor]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Quantizer:
     """One line of the table `QUANTIZERS`.
@@ -43,6 +47,7 @@ class Quantizer:
     when: str
     quantize: Callable[[Tensor, Scheme, Statistics, Any, Pattern | None], Quantized]
     prepare: Callable[[Tensor], Any] | None = None
+    input_scales: InputScales | None = None  # where what makes the inputs can take the inverse
     prunes: bool = False  # whether it can choose zeros in the same sweep
 
 

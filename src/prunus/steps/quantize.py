@@ -18,8 +18,8 @@ from prunus.settings_quantize import QuantizeSettings
 from prunus.steps.block_job import BlockJob
 from prunus.steps.identity import identity
 from prunus.steps.length import fit_length
-from prunus.steps.quantize_edit import QuantizeEdit
-from prunus.steps.quantize_plan import make_quantize_plan
+from prunus.steps.quantize_edit import QuantizeEdit, notes_of_unscaled
+from prunus.steps.quantize_plan import make_quantize_plan, sources_of_groups
 from prunus.steps.sparsify_edit import notes_of_unseen
 from prunus.text.batches import TokenBatch
 
@@ -73,6 +73,7 @@ class QuantizeStep:
         width = int(checkpoint.config.get_text_config(decoder=True).hidden_size)
         self.model = StreamedModel(checkpoint, dtype=choose_dtype(settings.dtype, device, width), device=device)
         self.plan = make_quantize_plan(self.model, self.scheme, settings.pattern)
+        self.sources = sources_of_groups(self.model) if self.method.input_scales else {}
         self.sizes = {key: size + HEADER_BYTES for key, size in self.plan.num_bytes.items()}
         self.title = f"Quantize to {self.scheme.name}, {settings.method}"
         self.needs: Collection[str] = self.method.needs
@@ -82,10 +83,11 @@ class QuantizeStep:
         raise AssertionError("matrices are quantized one after the other")
 
     def edit(self, rows: list[dict[str, Any]]) -> QuantizeEdit:
-        self._edit = QuantizeEdit(self.method, self.plan, rows)
+        self._edit = QuantizeEdit(self.method, self.plan, self.sources, rows)
         return self._edit
 
     def finished(self, index: int, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        self._edit.fold(state)
         return state
 
     def stored(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -105,7 +107,7 @@ class QuantizeStep:
         return {**raw, "quantization_config": quantization_config(self.scheme, self.plan.ignore)}
 
     def remarks(self, rows: list[dict[str, Any]]) -> list[str]:
-        return notes_of_unseen(self.method.needs, rows, "quantized")
+        return [*notes_of_unseen(self.method.needs, rows, "quantized"), *notes_of_unscaled(rows)]
 
     def facts(self, rows: list[dict[str, Any]], num_zeros: int) -> dict[str, Any]:
         checkpoint = self.model.checkpoint

@@ -7,6 +7,7 @@ from prunus.checkpoint.compressed_tensors import WEIGHT
 from prunus.checkpoint.per_layer import OPENED_BY, layer_fields
 from prunus.errors import UserError
 from prunus.models import StreamedModel
+from prunus.models.sources import Source, find_sources
 from prunus.quantizing import SCHEMES, Scheme
 from prunus.sparsity import METHODS, Pattern, parse_pattern
 
@@ -79,6 +80,18 @@ def _check_width(scheme: Scheme, name: str, width: int) -> None:
             f"{name} has rows of {width} weights, no multiple of the {scheme.group} that share a "
             f"scale in {scheme.name}; schemes that fit: {fitting}."
         )
+
+
+def sources_of_groups(model: StreamedModel) -> dict[str, Source]:
+    """What makes the inputs of a group of matrices and of nothing else, by the full name of each of them."""
+    found = find_sources(model.config, trust_remote_code=model.checkpoint.trust_remote_code)
+    groups = [
+        {block.full_name(linear) for linear in group.linears}
+        for block in model.spec.blocks
+        for stage in block.stages
+        for group in stage.groups
+    ]
+    return {name: found[name] for names in groups for name in names if name in found and found[name].readers == names}
 
 
 def _left_dense(model: StreamedModel, keys: frozenset[str]) -> list[str]:

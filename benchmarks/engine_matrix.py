@@ -18,7 +18,8 @@ too, with `prunus bench`, in turn with the dense model in the same engine (128 p
 thread); the tiny ones are too small to time.
 
 One line of JSON per row goes to RESULTS; a row that is there is skipped, so that the same command goes on.
-docs/measured/engine_matrix.jsonl is such a file, and `make docs` makes the tables in docs/engines.md from it.
+docs/measured/engine_matrix.jsonl is such a file, and `make docs` makes the tables in docs/engines.md from it. In few
+bits transformers needs the extra: pip install 'prunus[quantize]'.
 
 usage: engine_matrix.py RESULTS.jsonl WORK [--model DIR] [--engines llama.cpp,vllm] [--families llama,smollm2]
 """
@@ -43,6 +44,7 @@ import prunus
 from prunus.benchmark.machine import machine
 from prunus.calibration import StreamedSource
 from prunus.engines import ENGINES, Engine, find
+from prunus.engines.transformers import TRANSFORMERS
 from prunus.errors import EngineError, UserError
 from prunus.evaluation.divergence import token_kl
 from prunus.exporting import FORMATS, FileType, Format
@@ -128,7 +130,7 @@ class Case:
         """The scheme of `prunus quantize` that the engine reads; None where nothing or its own format quantizes."""
         if self.variant not in BITS:
             return None
-        if not self.engine.packages:
+        if self.engine is TRANSFORMERS:
             return {"8 bits": "int8", "4 bits": "int4-g32"}[self.variant]
         kept = [kind.name for kind in self.kinds if kind.keeps]
         return min(kept, key=lambda name: SCHEMES[name].group or 0, default=None)
@@ -173,8 +175,15 @@ def dense_model(case: Case) -> Path:
         for name in TOKENIZER:
             if (case.demo / name).exists():
                 shutil.copyfile(case.demo / name, unfinished / name)
+        name_tokenizer(unfinished / "tokenizer_config.json")
         unfinished.rename(folder)
     return folder
+
+
+def name_tokenizer(file: Path) -> None:
+    """By a class that reads tokenizer.json as it is: a family's own, else guessed, would cut text in another way."""
+    raw = json.loads(file.read_text())
+    file.write_text(json.dumps({**raw, "tokenizer_class": "PreTrainedTokenizerFast"}))
 
 
 def row(case: Case) -> dict[str, Any]:
@@ -182,7 +191,7 @@ def row(case: Case) -> dict[str, Any]:
     try:
         dense = dense_model(case)
         model = made(case, dense)
-        out, told = in_engine(case, model) if case.engine.packages else in_transformers(case, model)
+        out, told = in_transformers(case, model) if case.engine is TRANSFORMERS else in_engine(case, model)
         return told | (timed(out, dense) if case.family == SMOLLM2 and case.variant != "dense" else {})
     except UserError as error:
         return {"loads": False, "agrees": False, "refused": said(error, case)}
@@ -193,8 +202,9 @@ def row(case: Case) -> dict[str, Any]:
 
 
 def said(error: Exception, case: Case) -> str:
-    """The sentence, without the paths of this machine and what the engine said after it."""
-    return str(error).replace(f"{case.work}/", "").replace(str(case.demo), SMOLLM2).partition("\n")[0]
+    """The sentence and the engine's last line, without the paths of this machine."""
+    first, *others = str(error).replace(f"{case.work}/", "").replace(str(case.demo), SMOLLM2).splitlines()
+    return " ".join([first, *(line.strip() for line in others[-1:])])
 
 
 def made(case: Case, dense: Path) -> Path:

@@ -138,11 +138,11 @@ def open_checkpoint(model: str | Path, *, trust_remote_code: bool = False) -> Ch
 def open_dense(model: str | Path, *, trust_remote_code: bool = False) -> Checkpoint:
     """The same, for what changes weights. Raises UserError for a quantized model too."""
     checkpoint = open_checkpoint(model, trust_remote_code=trust_remote_code)
-    refuse_quantized(checkpoint)
+    _refuse_quantized(checkpoint)
     return checkpoint
 
 
-def refuse_quantized(checkpoint: Checkpoint) -> None:
+def _refuse_quantized(checkpoint: Checkpoint) -> None:
     """Raises UserError where a step would have to undo a quantization, or a packing."""
     refuse_packed(checkpoint)
     if checkpoint.scheme is not None:

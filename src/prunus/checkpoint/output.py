@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from prunus.checkpoint.directory import CONFIG_NAME, INDEX_NAME, Checkpoint, read_header, refuse_quantized
+from prunus.checkpoint.directory import CONFIG_NAME, INDEX_NAME, Checkpoint, read_header
 from prunus.checkpoint.per_layer import stored_config
 from prunus.checkpoint.record import RECORD_NAME, read_record, write_json
 from prunus.errors import UserError
@@ -47,7 +47,6 @@ class OutputDirectory:
         self.fingerprint = fingerprint(settings, source)
         self.files: dict[str, str] = {}  # tensor -> shard
         check_place(self.out, source.path)
-        refuse_quantized(source)
 
     @property
     def is_done(self) -> bool:

@@ -22,9 +22,14 @@ def _verdict(row: dict[str, Any], notes: dict[str, int]) -> str:
     """What loaded and agreed, in which type and how closely; else the number of the sentence that says why not."""
     why = row.get("refused") or row.get("failed")
     if why is None:
-        return f"{'agrees' if row['agrees'] else 'loads, differs'}: `{row['to']}`, KL {row['kl']:.1g}"
+        return f"{'agrees' if row['agrees'] else 'loads, differs'}: `{row['to']}`, KL {_kl(row['kl'])}"
     number = notes.setdefault(why, len(notes) + 1)
     return f"{'refused' if 'refused' in row else 'loads, differs' if row['loads'] else 'fails'} ({number})"
+
+
+def _kl(value: float) -> str:
+    """Rounding makes the smallest ones negative."""
+    return f"{value:.1g}" if value >= 1e-6 else "under 1e-6"
 
 
 def _versions(rows: list[dict[str, Any]]) -> str:

@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 import prunus as package
 from fake_engine import fake_install
+from families import TINY, save_tiny
 from prunus.checkpoint.record import new_record
 from prunus.engines import ENGINES, llama_cpp
 from prunus.errors import UserError
@@ -132,3 +133,12 @@ def test_the_command_tells_a_run_from_a_command(prunus, tiny_llama_dir, tmp_path
 def test_what_is_no_model_is_refused(tmp_path):
     with pytest.raises(UserError, match="no such path"):
         engine_fit(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(("family", "said"), [("qwen2", "vLLM takes a head of qwen2 to be 64 / 2"), ("llama", "")])
+def test_heads_whose_width_vllm_gets_wrong_are_refused(family, said, tmp_path):
+    dense = save_tiny(TINY[family], tmp_path / "dense")
+    package.shrink(dense, tmp_path / "small", kv_groups=0.5, score="magnitude", refit=False)
+    assert not [one for one in fit(dense)["vllm"]["refuses"] if "head" in one["why"]]
+    refused = [one["why"] for one in fit(tmp_path / "small")["vllm"]["refuses"]]
+    assert any(said in why for why in refused) is bool(said)

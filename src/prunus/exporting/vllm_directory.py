@@ -45,15 +45,23 @@ TYPES = {
         FileType(name="fp8", bits=8, kl=0.15, nll=0.1, keeps=True),
     )
 }
+DERIVES_HEADS = ("qwen2",)  # families whose model in vLLM 0.32 does not read head_dim
 DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
 
 
 def _check(model: StreamedModel, kind: FileType) -> list[str]:
-    """Raise UserError for heads that vLLM's attention on the CPU has no code for."""
+    """Raise UserError for heads that vLLM's attention on the CPU has no code for, or whose width it gets wrong."""
     if (width := head_size(model.config)) not in HEAD_SIZES:
         raise UserError(
             f"the heads of {model.checkpoint.path} are {width} wide, and vLLM on the CPU takes "
             f"{', '.join(map(str, HEAD_SIZES))}; export to gguf instead, or keep to transformers for this model."
+        )
+    text = model.config.get_text_config(decoder=True)
+    heads, hidden = text.num_attention_heads, text.hidden_size
+    if text.model_type in DERIVES_HEADS and width * heads != hidden:
+        raise UserError(
+            f"the {heads} heads of {model.checkpoint.path} are {width} wide, and vLLM takes a head of {text.model_type} "
+            f"to be {hidden} / {heads}: cut layers or the FFN in place of heads, export to gguf, or keep to transformers."
         )
     serve = "vLLM makes bfloat16 of float32 by itself: serve this directory with `--dtype float32`."
     return [serve] if kind.name == "f32" else []

@@ -38,7 +38,7 @@ import numpy as np
 import torch
 import transformers
 from peers import demo_model
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer
 
 import prunus
 from prunus.benchmark.machine import machine
@@ -175,15 +175,9 @@ def dense_model(case: Case) -> Path:
         for name in TOKENIZER:
             if (case.demo / name).exists():
                 shutil.copyfile(case.demo / name, unfinished / name)
-        name_tokenizer(unfinished / "tokenizer_config.json")
+        AutoTokenizer.from_pretrained(unfinished).save_pretrained(unfinished)  # some families cut text their own way
         unfinished.rename(folder)
     return folder
-
-
-def name_tokenizer(file: Path) -> None:
-    """By a class that reads tokenizer.json as it is: a family's own, else guessed, would cut text in another way."""
-    raw = json.loads(file.read_text())
-    file.write_text(json.dumps({**raw, "tokenizer_class": "PreTrainedTokenizerFast"}))
 
 
 def row(case: Case) -> dict[str, Any]:

@@ -60,8 +60,8 @@ def _check(model: StreamedModel, kind: FileType) -> list[str]:
     heads, hidden = text.num_attention_heads, text.hidden_size
     if text.model_type in DERIVES_HEADS and width * heads != hidden:
         raise UserError(
-            f"the {heads} heads of {model.checkpoint.path} are {width} wide, and vLLM takes a head of {text.model_type} "
-            f"to be {hidden} / {heads}: cut layers or the FFN in place of heads, export to gguf, or keep to transformers."
+            f"the {heads} heads of {model.checkpoint.path} are {width} wide, and vLLM takes a head of "
+            f"{text.model_type} to be {hidden} / {heads}: cut layers or the FFN in place of heads, or export to gguf."
         )
     serve = "vLLM makes bfloat16 of float32 by itself: serve this directory with `--dtype float32`."
     return [serve] if kind.name == "f32" else []

@@ -9,8 +9,8 @@ INSTALLED := $(VENV)/.installed
 demo: $(INSTALLED)  ## the main job on a real model: profile, sparsify, evaluate, bench, report
 	$(BIN)/prunus demo
 
-test: $(INSTALLED)  ## the default tests: CPU, offline, under ten minutes
-	$(BIN)/python -m pytest
+test: $(INSTALLED)  ## the default tests: CPU, offline, under ten minutes; each process has one thread
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 test-slow: $(INSTALLED)  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow

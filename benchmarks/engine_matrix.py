@@ -1,11 +1,11 @@
 """Which results of prunus load in which engine, whether they compute the same there, and how much faster they are.
 
 Families: tiny random models of Llama, Qwen 2, Qwen 3, Mistral, Gemma 3 and Qwen 3 MoE, with widths that engines take
-(hidden 128, FFN 256, 4 heads of 32 on 2, 4 layers), and the tokenizer of the demo's model; and SmolLM2 itself. Each
-as it is, and as these variants:
+(hidden 128, FFN 256, 4 heads of 32 on 2, 4 layers; Gemma 3 has 6, the last of them with full attention), and the
+tokenizer of the demo's model; and SmolLM2 itself. Each as it is, and as these variants:
 
     shrunk     FFN and KV groups halved, by magnitude; of experts their FFN. SmolLM2: FFN 1536 to 1024, by activation
-    depth      half of the layers; SmolLM2: 24 of 30
+    depth      2 layers; SmolLM2: 24 of 30
     experts    half of the experts
     zeros      2:4 by magnitude
     8 bits, 4 bits   the engine's own type of so many bits, or the scheme of `prunus quantize` that it takes
@@ -73,7 +73,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen2": {},
     "qwen3": {"tie_word_embeddings": True},
     "mistral": {"sliding_window": None},
-    "gemma3_text": {"layer_types": ["sliding_attention", "full_attention"] * 2, **GEMMA},
+    "gemma3_text": {"num_hidden_layers": 6, "layer_types": ["sliding_attention"] * 5 + ["full_attention"], **GEMMA},
     "qwen3_moe": {"mlp_only_layers": [], "decoder_sparse_step": 1, **EXPERTS},
 }
 TEXT = {"calibration": ("builtin",), "samples": 4, "length": 64, "dtype": "float32"}
@@ -147,10 +147,11 @@ class Case:
 def variants(family: str) -> dict[str, Make]:
     """What is made of the dense model, by steps of prunus; quantized ones are made for each engine."""
     smol, experts = family == SMOLLM2, family == "qwen3_moe"
+    folds = family != "gemma3_text"  # whose norms stand behind the matrices too
     half: dict[str, Any] = {"expert_ffn": 0.5} if experts else {"ffn": 0.5}
     widths: dict[str, Any] = {**half, "kv_groups": 0.5, "score": "magnitude", "refit": False}
     narrow: dict[str, Any] = {"ffn": 1024, "score": "activation", **MORE_TEXT} if smol else widths
-    depth: dict[str, Any] = {"layers": 24, **MORE_TEXT} if smol else {"layers": 2, **TEXT}
+    depth: dict[str, Any] = {"layers": 24, **MORE_TEXT} if smol else {"layers": 2, "fold": folds, **TEXT}
     found: dict[str, Make] = {
         "shrunk": lambda model, out: prunus.shrink(model, out, **narrow),
         "depth": lambda model, out: prunus.shrink(model, out, **depth),

@@ -13,7 +13,7 @@ test: $(INSTALLED)  ## the default tests: CPU, offline, under ten minutes; each 
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 test-slow: $(INSTALLED)  ## the tests that take minutes
-	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --numprocesses auto --maxprocesses 4 --durations 12
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .

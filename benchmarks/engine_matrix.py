@@ -147,7 +147,7 @@ class Case:
 def variants(family: str) -> dict[str, Make]:
     """What is made of the dense model, by steps of prunus; quantized ones are made for each engine."""
     smol, experts = family == SMOLLM2, family == "qwen3_moe"
-    folds = family != "gemma3_text"  # whose norms stand behind the matrices too
+    folds = family not in ("gemma3_text", "qwen3_moe")  # norms stand behind the matrices; a layer ends in experts
     half: dict[str, Any] = {"expert_ffn": 0.5} if experts else {"ffn": 0.5}
     widths: dict[str, Any] = {**half, "kv_groups": 0.5, "score": "magnitude", "refit": False}
     narrow: dict[str, Any] = {"ffn": 1024, "score": "activation", **MORE_TEXT} if smol else widths

@@ -1,5 +1,6 @@
 """The tables of docs/engines.md, from what `benchmarks/engine_matrix.py` measured. They are parts of `tables.py`."""
 
+import re
 from typing import Any
 
 from tables_cpu import _measured, _table
@@ -23,7 +24,8 @@ def _verdict(row: dict[str, Any], notes: dict[str, int]) -> str:
     why = row.get("refused") or row.get("failed")
     if why is None:
         return f"{'agrees' if row['agrees'] else 'loads, differs'}: `{row['to']}`, KL {_kl(row['kl'])}"
-    number = notes.setdefault(why, len(notes) + 1)
+    general = re.sub(rf"{row['family']}/[\w-]+", "the model", why).removesuffix("; it said last:")
+    number = notes.setdefault(general, len(notes) + 1)
     return f"{'refused' if 'refused' in row else 'loads, differs' if row['loads'] else 'fails'} ({number})"
 
 

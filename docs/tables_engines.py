@@ -24,7 +24,10 @@ def _verdict(row: dict[str, Any], notes: dict[str, int]) -> str:
     why = row.get("refused") or row.get("failed")
     if why is None:
         return f"{'agrees' if row['agrees'] else 'loads, differs'}: `{row['to']}`, KL {_kl(row['kl'])}"
-    general = re.sub(rf"{row['family']}/[\w-]+", "the model", why).removesuffix("; it said last:")
+    general = re.sub(rf"{row['family']}/[\w-]+", "the model", why)
+    sentence, _, last = general.partition("; it said last:")
+    if last.strip() in sentence:
+        general = sentence
     number = notes.setdefault(general, len(notes) + 1)
     return f"{'refused' if 'refused' in row else 'loads, differs' if row['loads'] else 'fails'} ({number})"
 

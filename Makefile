@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
 
 .PHONY: demo test test-slow lint type bench docs clean
 
@@ -10,10 +11,10 @@ demo: $(INSTALLED)  ## the main job on a real model: profile, sparsify, evaluate
 	$(BIN)/prunus demo
 
 test: $(INSTALLED)  ## the default tests: CPU, offline, under ten minutes; each process has one thread
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(PYTEST) --dist loadfile
 
 test-slow: $(INSTALLED)  ## the tests that take minutes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --numprocesses auto --maxprocesses 4 --durations 12
+	$(PYTEST) -m slow
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .

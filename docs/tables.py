@@ -4,13 +4,13 @@ A made part stands between `<!-- made: NAME -->` and `<!-- end -->`. Everything 
 """
 
 import ast
-import json
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from rows import rows_of, table
 from tables_cpu import decode_speeds, kernel_speeds, sparse_quality
 from tables_engines import engine_matrix, engine_speeds
 
@@ -30,25 +30,25 @@ KINDS = (Unstructured, NM, Tile)
 def methods() -> str:
     """One line per method: what it is, what it needs and costs."""
     rows = ((m.title, f"`{name}`", m.idea, _paper(m.paper), _needs(m), m.cost, m.when) for name, m in METHODS.items())
-    return _table(("method", "name", "idea", "paper", "needs", "cost", "when to use"), rows)
+    return table(("method", "name", "idea", "paper", "needs", "cost", "when to use"), rows)
 
 
 def width_scores() -> str:
     """One line per score of channels and KV groups."""
     rows = ((s.title, f"`{name}`", s.idea, _paper(s.paper), s.cost, s.when) for name, s in WIDTH_SCORES.items())
-    return _table(("score", "name", "idea", "paper", "cost", "when to use"), rows)
+    return table(("score", "name", "idea", "paper", "cost", "when to use"), rows)
 
 
 def layer_scores() -> str:
     """One line per score of layers."""
     rows = ((s.title, f"`{name}`", s.idea, _paper(s.paper), s.cost, s.when) for name, s in LAYER_SCORES.items())
-    return _table(("score", "name", "idea", "paper", "cost", "when to use"), rows)
+    return table(("score", "name", "idea", "paper", "cost", "when to use"), rows)
 
 
 def expert_scores() -> str:
     """One line per score of experts."""
     rows = ((s.title, f"`{name}`", s.idea, _paper(s.paper), s.when) for name, s in EXPERT_SCORES.items())
-    return _table(("score", "name", "idea", "paper", "when to use"), rows)
+    return table(("score", "name", "idea", "paper", "when to use"), rows)
 
 
 def options() -> str:
@@ -62,38 +62,38 @@ def options() -> str:
         )
         for name, m in METHODS.items()
     )
-    return _table(("method", "scores ranked within", "weights", "options and defaults"), rows)
+    return table(("method", "scores ranked within", "weights", "options and defaults"), rows)
 
 
 def families() -> str:
     """One line per tested family."""
-    return _table(("model type", "models", "its blocks"), ((f"`{f.family}`", f.name, f.shape) for f in FAMILIES))
+    return table(("model type", "models", "its blocks"), ((f"`{f.family}`", f.name, f.shape) for f in FAMILIES))
 
 
 def files() -> str:
     """Every file of the package with the first sentence of its docstring."""
     paths = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
     rows = ((f"`{path.relative_to(PACKAGE).as_posix()}`", _first_sentence(path)) for path in paths)
-    return _table(("file", "what it is"), rows)
+    return table(("file", "what it is"), rows)
 
 
 def mixes() -> str:
     """What the calibration text does to two kinds of text; from what `benchmarks/mixes.py` measured."""
-    rows = _measured("mixes")
+    rows = rows_of("mixes")
     cells = ((row["mix"], f"{row['prose']:.2f}", f"{row['arithmetic']:.2f}") for row in rows)
-    table = _table(("calibrated on", "perplexity, prose", "perplexity, arithmetic"), cells)
+    made = table(("calibrated on", "perplexity, prose", "perplexity, arithmetic"), cells)
     first = rows[0]
     return (
         f"{first['model']}, {first['method']} at {first['pattern']}, {first['samples']} x {first['length']} "
         f"calibration tokens, the first {first['windows']} windows of {first['length']} tokens of each test text, "
-        f"{first['dtype'].removeprefix('torch.')} forward, torch {first['torch']}:\n\n{table}"
+        f"{first['dtype'].removeprefix('torch.')} forward, torch {first['torch']}:\n\n{made}"
     )
 
 
 def perplexities() -> str:
     """Perplexity of every pattern and method, and the conditions of all rows that `benchmarks/methods.py` measured."""
     names = ("model", "calibration", "test", "dense_perplexity", "dtype", "cpu", "threads", "torch")
-    (conditions,) = {tuple(row[name] for name in names) for row in _measured("methods")}
+    (conditions,) = {tuple(row[name] for name in names) for row in rows_of("methods")}
     model, calibration, test, dense, dtype, cpu, threads, torch = conditions
     return (
         f"{model}, calibrated on {calibration}, perplexity on {test} (dense: {dense:.2f}), {dtype} forward, "
@@ -128,7 +128,7 @@ def rounds() -> str:
 
 def speeds() -> str:
     """Decode speed of shrunk models beside the bytes they save; from what `benchmarks/shrink_speed.py` measured."""
-    rows = _measured("shrink_speed")
+    rows = rows_of("shrink_speed")
     cells = (
         (
             row["shrunk"],
@@ -141,7 +141,7 @@ def speeds() -> str:
         for row in rows
     )
     columns = ("removed, %", "parameters", "bytes, dense / shrunk", "decode speed-up (95%)", "of the bytes", "prefill")
-    return _table(columns, cells)
+    return table(columns, cells)
 
 
 def schemes() -> str:
@@ -150,12 +150,12 @@ def schemes() -> str:
         (f"`{name}`", s.title, f"{s.num_bytes((4096, 4096), 2) * 8 / 4096**2:.2f}", s.storage, s.loads_in, s.when)
         for name, s in SCHEMES.items()
     )
-    return _table(("scheme", "what", "bits a weight", "format", "loads in", "when to use"), rows)
+    return table(("scheme", "what", "bits a weight", "format", "loads in", "when to use"), rows)
 
 
 def quantized() -> str:
     """What schemes, methods and orders cost; from what `benchmarks/quantized.py` measured."""
-    rows = [row for row in _measured("quantized") if "refused" not in row]
+    rows = [row for row in rows_of("quantized") if "refused" not in row]
     cells = (
         (
             row["row"],
@@ -167,12 +167,12 @@ def quantized() -> str:
         )
         for row in rows
     )
-    return _table(("row", "perplexity", "KL", "MB", "zeros in the matrices", "seconds of each step"), cells)
+    return table(("row", "perplexity", "KL", "MB", "zeros in the matrices", "seconds of each step"), cells)
 
 
 def _conditions() -> str:
     """Of all rows that `benchmarks/smaller.py` measured."""
-    rows = _measured("smaller")
+    rows = rows_of("smaller")
     dense = next(row["perplexity"] for row in rows if row["row"] == "dense")
     machines = {f"{e['cpu']}, {e['threads']} threads, torch {e['torch']}" for row in rows if (e := row["environment"])}
     return f"Dense: {dense:.2f}. {'; '.join(sorted(machines))}.\n\n"
@@ -180,7 +180,7 @@ def _conditions() -> str:
 
 def _smaller(*prefixes: str) -> str:
     """The rows whose names begin with one of these; columns that no row fills are left out."""
-    rows = [row for row in _measured("smaller") if row["row"].startswith(prefixes)]
+    rows = [row for row in rows_of("smaller") if row["row"].startswith(prefixes)]
     columns: dict[str, Callable[[dict[str, Any]], str]] = {
         "row": lambda row: row["row"],
         "perplexity": lambda row: _short(row["perplexity"]),
@@ -196,15 +196,15 @@ def _smaller(*prefixes: str) -> str:
     }
     cells = {name: [cell(row) for row in rows] for name, cell in columns.items()}
     filled = {name: column for name, column in cells.items() if any(column)}
-    return _table(filled, zip(*filled.values(), strict=True))
+    return table(filled, zip(*filled.values(), strict=True))
 
 
 def _pivot(column: str, form: Callable[[float], str]) -> str:
     """One figure of every measured pair: patterns down, methods across."""
-    rows = _measured("methods")
+    rows = rows_of("methods")
     cells = {(row["pattern"], row["method"]): form(row[column]) for row in rows}
     lines = ((f"`{pattern}`", *(cells.get((pattern, name), "-") for name in METHODS)) for pattern in _patterns(rows))
-    return _table(("pattern", *(method.title for method in METHODS.values())), lines)
+    return table(("pattern", *(method.title for method in METHODS.values())), lines)
 
 
 def _patterns(rows: Iterable[dict[str, Any]]) -> list[str]:
@@ -217,11 +217,6 @@ def _patterns(rows: Iterable[dict[str, Any]]) -> list[str]:
 
 def _short(perplexity: float) -> str:
     return f"{perplexity:.2f}" if perplexity < 1000 else f"{perplexity:,.0f}"
-
-
-def _measured(name: str) -> list[dict[str, Any]]:
-    lines = (DOCS / "measured" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
 
 
 def _paper(text: str) -> str:
@@ -238,12 +233,6 @@ def _first_sentence(path: Path) -> str:
     assert docstring, f"{path} has no docstring"
     paragraph = " ".join(docstring.split("\n\n")[0].split())
     return re.split(r"(?<=[.!?]) (?=[A-Z])", paragraph)[0]
-
-
-def _table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    head = list(columns)
-    lines = [head, ["---"] * len(head), *([cell.replace("|", r"\|") for cell in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 PARTS: dict[str, Callable[[], str]] = {

@@ -3,18 +3,14 @@
 They are parts of `tables.py`, which writes them.
 """
 
-import json
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
+from rows import rows_of, table
 
-MEASURED = Path(__file__).parent / "measured"
 PATTERN_NAMES = {"torch": "torch, dense", "0": "ours, dense"}
 
 
 def kernel_speeds() -> str:
     """Time of the dense kernel over that of each pattern, by batch, and the ceiling that bytes set at batch 1."""
-    rows = _measured("cpu_kernels")
+    rows = rows_of("cpu_kernels")
     batches = sorted({row["batch"] for row in rows})
     names = list(dict.fromkeys((row["type"], row["pattern"]) for row in rows))
     cells = {(row["type"], row["pattern"], row["batch"]): row for row in rows}
@@ -36,12 +32,12 @@ def kernel_speeds() -> str:
         f"{first['cpu']} ({first['level']}), {first['threads']} threads, torch {first['torch']}; the memory alone gave "
         f"{probes[0]} to {probes[-1]} GB/s"
     )
-    return f"{about}:\n\n{_table(head, lines)}"
+    return f"{about}:\n\n{table(head, lines)}"
 
 
 def decode_speeds() -> str:
     """Decode speed of the 1.1-billion shape, packed and not."""
-    rows = _measured("decode")
+    rows = rows_of("decode")
     lines = (
         (
             row["model"],
@@ -60,12 +56,12 @@ def decode_speeds() -> str:
         f"transformers {first['transformers']}"
     )
     head = ("model", "MB a token", "tokens/s", "over dense", "over Q8_0", "over Q4_0", "of the bandwidth", "ms outside")
-    return f"{about}:\n\n{_table(head, lines)}"
+    return f"{about}:\n\n{table(head, lines)}"
 
 
 def sparse_quality() -> str:
     """Quality of SmolLM2 as each pattern and type, beside its bytes and the speed of the large shape."""
-    speeds = {row["model"]: row["tokens_per_second"] for row in _measured("decode")}
+    speeds = {row["model"]: row["tokens_per_second"] for row in rows_of("decode")}
     lines = (
         (
             row["row"],
@@ -75,16 +71,7 @@ def sparse_quality() -> str:
             f"{row['bytes'] / 1e6:.1f}",
             f"{speeds[row['speed_of']]:.1f}" if row.get("speed_of") in speeds else "-",
         )
-        for row in _measured("sparse_quality")
+        for row in rows_of("sparse_quality")
     )
     head = ("model", "bits a weight", "perplexity", "KL", "MB on disk", "tokens/s of the 1.1B shape")
-    return _table(head, lines)
-
-
-def _measured(name: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (MEASURED / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
-def _table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    head = list(columns)
-    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *rows])
+    return table(head, lines)

@@ -3,20 +3,20 @@
 import re
 from typing import Any
 
-from tables_cpu import _measured, _table
+from rows import rows_of, table
 
 
 def engine_matrix() -> str:
     """Family by variant: what each engine made of it; from what `benchmarks/engine_matrix.py` measured."""
-    rows = _measured("engine_matrix")
+    rows = rows_of("engine_matrix")
     engines = list(dict.fromkeys(row["engine"] for row in rows))
     notes: dict[str, int] = {}
     cells = {(row["family"], row["variant"], row["engine"]): _verdict(row, notes) for row in rows}
     named = list(dict.fromkeys((row["family"], row["variant"]) for row in rows))
     lines = ((f, v, *(cells.get((f, v, engine), "not run") for engine in engines)) for f, v in named)
-    table = _table(("family", "variant", *engines), lines)
+    verdicts = table(("family", "variant", *engines), lines)
     said = "\n".join(f"{number}. {sentence}" for sentence, number in notes.items())
-    return f"{table}\n\n{_versions(rows)}\n\n{said}".rstrip()
+    return f"{verdicts}\n\n{_versions(rows)}\n\n{said}".rstrip()
 
 
 def _verdict(row: dict[str, Any], notes: dict[str, int]) -> str:
@@ -46,7 +46,7 @@ def _versions(rows: list[dict[str, Any]]) -> str:
 
 def engine_speeds() -> str:
     """Speed-ups over the dense model in the same engine; from what `benchmarks/engine_matrix.py` timed."""
-    rows = [row for row in _measured("engine_matrix") if "speedup" in row]
+    rows = [row for row in rows_of("engine_matrix") if "speedup" in row]
     if not rows:
         return "Not measured yet."
     cells = (
@@ -69,7 +69,7 @@ def engine_speeds() -> str:
         "decode speed-up (95%)",
         "prefill speed-up (95%)",
     )
-    return _table(head, cells)
+    return table(head, cells)
 
 
 def _ratio(ratio: dict[str, Any]) -> str:

@@ -43,7 +43,7 @@ def measured(tables, tmp_path, monkeypatch):
     def write(*rows: dict[str, object]) -> None:
         (tmp_path / "measured").mkdir()
         (tmp_path / "measured" / "methods.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-        monkeypatch.setattr(tables, "DOCS", tmp_path)
+        monkeypatch.setattr(sys.modules["rows"], "MEASURED", tmp_path / "measured")
 
     return write
 
@@ -60,7 +60,7 @@ def test_patterns_are_in_order_and_a_missing_pair_is_a_dash(tables, measured):
 
 
 def test_rows_of_different_conditions_are_no_table(tables, measured):
-    row = tables._measured("methods")[0]
+    row = tables.rows_of("methods")[0]
     measured(row, row | {"torch": "another"})
     with pytest.raises(ValueError, match="unpack"):
         tables.perplexities()

@@ -136,20 +136,15 @@ def open_checkpoint(model: str | Path, *, trust_remote_code: bool = False) -> Ch
 
 
 def open_dense(model: str | Path, *, trust_remote_code: bool = False) -> Checkpoint:
-    """The same, for what changes weights. Raises UserError for a quantized model too."""
+    """The same, for what changes weights. Raises UserError for a quantized or packed model too."""
     checkpoint = open_checkpoint(model, trust_remote_code=trust_remote_code)
-    _refuse_quantized(checkpoint)
-    return checkpoint
-
-
-def _refuse_quantized(checkpoint: Checkpoint) -> None:
-    """Raises UserError where a step would have to undo a quantization, or a packing."""
     refuse_packed(checkpoint)
     if checkpoint.scheme is not None:
         raise UserError(
             f"{checkpoint.path} is quantized ({checkpoint.scheme.name}), and its full-precision weights are gone: "
             "prune and recover the model it was made from, then quantize."
         )
+    return checkpoint
 
 
 def refuse_packed(checkpoint: Checkpoint) -> None:

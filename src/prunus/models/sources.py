@@ -6,7 +6,6 @@ larger, channel by channel, when the source is made smaller by as much: the mode
 only where nobody else reads the tensor, which no list of families says: so every use of it on the way is counted.
 """
 
-import operator
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,7 +22,7 @@ from prunus.models.scales import added_by_norms
 from prunus.models.skeleton import build_skeleton, restore_buffers
 from prunus.models.trace import find_blocks, trace_model
 
-PRODUCTS: tuple[Any, ...] = (Tensor.mul, Tensor.__mul__, Tensor.__rmul__, torch.mul, operator.mul)
+PRODUCTS: tuple[Any, ...] = (Tensor.mul, torch.mul)  # what `a * b` calls, too
 LOOKS = ("__get__", "size", "dim")  # functions that read no value
 
 
@@ -89,8 +88,7 @@ def find_sources(config: PretrainedConfig, *, trust_remote_code: bool = False) -
         trace_model(model)
     found: dict[str, Source] = {}
     for made in watch.made.values():
-        factor_alone = made.passed_on is not None and watch.reads[id(made.tensor)] == 1
-        tensor = made.passed_on if made.passed_on is not None and factor_alone else made
+        tensor = made.passed_on if made.passed_on and watch.reads[id(made.tensor)] == 1 else made
         if watch.only_read_by_linears(tensor):
             source = _source(model, made, tensor, plain)
             found |= dict.fromkeys(source.readers, source) if source else {}
@@ -100,9 +98,8 @@ def find_sources(config: PretrainedConfig, *, trust_remote_code: bool = False) -
 def _source(model: Any, made: _Made, tensor: _Made, plain_norms: set[str]) -> Source | None:
     module, weight = model.get_submodule(made.module), f"{made.module}.weight"
     linear = isinstance(module, nn.Linear)
-    by_product = tensor is not made
-    if linear != by_product or not (linear or weight in plain_norms):
-        return None
+    if linear != (tensor is not made) or not (linear or weight in plain_norms):
+        return None  # a projection makes a product, a norm what it gives out
     parameters = tuple(f"{made.module}.{name}" for name, _ in module.named_parameters())
     return Source(parameters, weight if linear else "", frozenset(tensor.readers))
 
@@ -127,4 +124,5 @@ def _watching(model: Any) -> Iterator[_Watch]:
 
 
 def _note(watch: _Watch, output: Any, module: str) -> None:
+    """Returns nothing: what a hook returns stands in for the output."""
     watch.note(output, module)

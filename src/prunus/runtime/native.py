@@ -19,7 +19,7 @@ INTERFACE = 1  # of native/interface.cpp: another number where a function or a s
 LEVEL = "PRUNUS_KERNELS"  # names the instruction set to use, or "reference" for none of them
 TYPES = {torch.bfloat16: 0, torch.int8: 1, torch.float32: 2}
 HUGE_PAGE = 2 << 20
-EXPANDING = ("amx", "avx512-vbmi2")
+EXPANDING = ("amx", "avx512-vbmi2")  # levels whose processors spread values by a mask in one instruction
 INDEX = ("weight_mask", "weight_place", "weight_tile")
 
 
@@ -69,7 +69,7 @@ class Kernels:
 
     @property
     def expands(self) -> bool:
-        """Whether it spreads values by a mask in one instruction: without, bitmasks are slower than dense weights."""
+        """Whether bitmasks are unpacked as fast as they are read: elsewhere dense weights are faster."""
         return self._level in EXPANDING
 
     @property

@@ -13,15 +13,13 @@ from torch import Tensor
 from prunus.runtime.multiply import Multiplier, multiply_together
 
 
-class Packing(Protocol):
+class Reader(Protocol):
     """A module with a packed matrix."""
 
     in_features: int
 
     @property
     def multiplier(self) -> Multiplier: ...
-
-    def __hash__(self) -> int: ...
 
 
 class Readers(threading.local):
@@ -33,11 +31,11 @@ class Readers(threading.local):
 
     def __init__(self) -> None:
         self._input: tuple[weakref.ref[Tensor], int] | None = None
-        self._asked: dict[Packing, None] = {}
-        self._ahead: dict[Packing, Tensor] = {}
-        self._together: dict[Packing, tuple[Packing, ...]] = {}  # by who reads first
+        self._asked: dict[Reader, None] = {}
+        self._ahead: dict[Reader, Tensor] = {}
+        self._together: dict[Reader, tuple[Reader, ...]] = {}  # by who reads first
 
-    def product(self, module: Packing, x: Tensor) -> Tensor:
+    def product(self, module: Reader, x: Tensor) -> Tensor:
         """x W^T (M, O) of a module's matrix, for an x of (..., I)."""
         state = 0 if x.is_inference() else x._version  # an edit in place makes it another input
         if self._input is None or self._input[0]() is not x or self._input[1] != state:

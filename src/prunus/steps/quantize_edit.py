@@ -13,6 +13,7 @@ from prunus.models.sources import Source
 from prunus.models.spec import BlockSpec, Group, LinearSpec, Stage
 from prunus.quantizing import Quantized, Quantizer, prepare, quantize_matrix
 from prunus.sparsity import Statistics, reconstruction_error
+from prunus.sparsity.methods import Notes
 from prunus.steps.quantize_plan import QuantizePlan
 
 SCALED = "inputs_scaled"  # among the notes on a matrix: whether it could get scales of its inputs
@@ -57,14 +58,20 @@ class QuantizeEdit:
         solved = []
         for linear, weight_OI in zip(group.linears, weights_OI, strict=True):
             start = time.perf_counter()
-            wider_OI = weight_OI * scale_I  # exact, as is its inverse: powers of two
-            found = quantize_matrix(self.method, wider_OI, self.plan.scheme, statistics, prepared, self.plan.pattern)
-            found = replace(found, values_OI=found.values_OI / scale_I, notes=found.notes | self._notes(block, linear))
+            found = self._quantized(weight_OI, scale_I, statistics, prepared)
             seconds = shared + time.perf_counter() - start
             self._keep_scales(block, linear, tensors, found.scale_OG)
             self.matrices.append(self._row(block, linear, weight_OI, found, statistics, seconds))
             solved.append(found.values_OI)
         return solved
+
+    def _quantized(self, weight_OI: Tensor, scale_I: Tensor | None, statistics: Statistics, prepared: Any) -> Quantized:
+        """The matrix as it multiplies inputs that nothing has scaled yet."""
+        scheme, pattern = self.plan.scheme, self.plan.pattern
+        if scale_I is None:
+            return quantize_matrix(self.method, weight_OI, scheme, statistics, prepared, pattern)
+        found = quantize_matrix(self.method, weight_OI * scale_I, scheme, statistics, prepared, pattern)
+        return replace(found, values_OI=found.values_OI / scale_I)  # exact, as is its inverse: powers of two
 
     def fold(self, state: dict[str, Tensor]) -> None:
         """Make the block's tensors what is stored: matrices larger, what makes their inputs smaller by as much."""
@@ -79,16 +86,16 @@ class QuantizeEdit:
 
     def _input_scale(
         self, block: BlockSpec, group: Group, weights_OI: list[Tensor], statistics: Statistics
-    ) -> Tensor | float:
-        """What each input's weights are multiplied by (I), in their dtype; 1 where nothing could make up for it."""
+    ) -> Tensor | None:
+        """What each input's weights are multiplied by (I), in their dtype; None where nothing could make up for it."""
         source = self.sources.get(block.full_name(group.linears[0]))
         if self.method.input_scales is None or source is None:
-            return 1.0
+            return None
         scale_I = self.method.input_scales(weights_OI, self.plan.scheme, statistics)
         self.folds.append(Fold(tuple(map(block.full_parameter, group.linears)), source, scale_I.cpu()))
         return scale_I.to(weights_OI[0].dtype)
 
-    def _notes(self, block: BlockSpec, linear: LinearSpec) -> dict[str, Any]:
+    def _notes(self, block: BlockSpec, linear: LinearSpec) -> Notes:
         return {} if self.method.input_scales is None else {SCALED: block.full_name(linear) in self.sources}
 
     def _keep_scales(self, block: BlockSpec, linear: LinearSpec, tensors: Tensors, scale_OG: Tensor) -> None:
@@ -125,7 +132,7 @@ class QuantizeEdit:
             "bytes_before": size * itemsize,
             "bytes_after": scheme.num_bytes(linear.shape, itemsize),
             "seconds": round(seconds, 4),
-            "notes": found.notes,
+            "notes": {**found.notes, **self._notes(block, linear)},
         }
 
 

@@ -1,7 +1,7 @@
 """Packed matrices that read the very same tensor (q, k and v; gate and up) are multiplied in one go.
 
-That prepares the inputs once, calls the kernels once, and leaves Python once: a sixth to a fifth of a token's time
-(docs/log.md). Nobody is told which matrices these are: the first pass shows it.
+That prepares the inputs once, calls the kernels once, and leaves Python once: 3 to 5% of a token's time on a quiet
+machine, more on a busy one (docs/log.md). Nobody is told which matrices these are: the first pass shows it.
 """
 
 import threading

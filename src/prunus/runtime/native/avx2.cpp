@@ -61,16 +61,15 @@ struct Vector {
     const __m256i places = _mm256_and_si256(four, _mm256_set1_epi32(0x03030303));
     return _mm256_or_si256(places, _mm256_set1_epi32(0x04040000));
   }
-  static Ints without_offset(Ints x) { return _mm256_xor_si256(x, _mm256_set1_epi8(static_cast<char>(0x80))); }
-  static Ints placed_bytes(const uint8_t* x, Ints places) {
+  static Ints placed_bytes(const int8_t* x, Ints places) {
     int64_t eight;
     __builtin_memcpy(&eight, x, sizeof eight);
-    return _mm256_shuffle_epi8(without_offset(_mm256_set1_epi64x(eight)), places);
+    return _mm256_shuffle_epi8(_mm256_set1_epi64x(eight), places);
   }
-  static Ints same_bytes(const uint8_t* x) {
+  static Ints same_bytes(const int8_t* x) {
     int32_t four;
     __builtin_memcpy(&four, x, sizeof four);
-    return without_offset(_mm256_set1_epi32(four));
+    return _mm256_set1_epi32(four);
   }
   // The instruction multiplies unsigned by signed bytes and adds pairs: |weight| times x with the sign of the weight.
   // At most 127 x 127 twice, which sixteen bits hold.

@@ -66,16 +66,15 @@ struct Vector {
     const __m512i places = _mm512_and_si512(four, _mm512_set1_epi32(0x03030303));
     return _mm512_or_si512(places, _mm512_set1_epi32(0x04040000));
   }
-  static Ints without_offset(Ints x) { return _mm512_xor_si512(x, _mm512_set1_epi8(static_cast<char>(0x80))); }
-  static Ints placed_bytes(const uint8_t* x, Ints places) {
+  static Ints placed_bytes(const int8_t* x, Ints places) {
     int64_t eight;
     __builtin_memcpy(&eight, x, sizeof eight);
-    return _mm512_shuffle_epi8(without_offset(_mm512_set1_epi64(eight)), places);
+    return _mm512_shuffle_epi8(_mm512_set1_epi64(eight), places);
   }
-  static Ints same_bytes(const uint8_t* x) {
+  static Ints same_bytes(const int8_t* x) {
     int32_t four;
     __builtin_memcpy(&four, x, sizeof four);
-    return without_offset(_mm512_set1_epi32(four));
+    return _mm512_set1_epi32(four);
   }
   // As in AVX2, |weight| times x with the sign of the weight; which here a mask has to give.
   static Ints dot(Ints before, Ints weights, Ints x) {

@@ -53,15 +53,17 @@ void floats(const Matrix& m, int64_t strip, const Inputs& inputs, float (*out)[k
   constexpr int kChains = kBatch == 1 ? 8 : kBatch == 2 ? 4 : kBatch == 4 ? 2 : 1;
   constexpr int kStep = 2 * Source::kColumns;
   __m512 sum[kChains][kBatch];
-  for (auto& chain : sum)
-    for (auto& one : chain) one = _mm512_setzero_ps();
+#pragma GCC unroll 8
+  for (int chain = 0; chain < kChains; ++chain)
+#pragma GCC unroll 8
+    for (int b = 0; b < kBatch; ++b) sum[chain][b] = _mm512_setzero_ps();
   Source source(m, strip, INT64_MAX);
   Run run;
   while (source.next_run(run)) {
     const typename Product::Input* x = Product::first(inputs) + run.column;
     int cell = 0;
     for (; cell + kChains <= run.cells; cell += kChains) {
-      source.ask();
+      source.template ask<kChains>();
 #pragma GCC unroll 8
       for (int chain = 0; chain < kChains; ++chain, x += kStep) {
         const __m512i weights = source.next();
@@ -76,16 +78,27 @@ void floats(const Matrix& m, int64_t strip, const Inputs& inputs, float (*out)[k
       for (int b = 0; b < kBatch; ++b) sum[0][b] = Product::add(sum[0][b], weights, source, x + b * inputs.stride);
     }
   }
+#pragma GCC unroll 8
   for (int b = 0; b < kBatch; ++b) {
+#pragma GCC unroll 8
     for (int chain = 1; chain < kChains; ++chain) sum[0][b] = _mm512_add_ps(sum[0][b], sum[chain][b]);
     _mm512_storeu_ps(out[b], sum[0][b]);
   }
 }
 
-// int8 weights: inputs are unsigned, 128 more than they are, so 128 times the sum of the weights is taken off again.
+// Of the inputs of a run: those of one tile, or of a group, which is zero past its end.
+template <class Source>
+inline int32_t offset_of(const Inputs& inputs, int b, const Run& run) {
+  const int32_t* from = inputs.offset + (b * inputs.stride + run.column) / kTile;
+  return Source::kWhole ? from[0] : from[0] + from[1] + from[2] + from[3];
+}
+
+// int8 weights. The processor multiplies unsigned by signed bytes: weights are made unsigned, 128 more than they are, and
+// `Inputs::offset` is taken off again. In 2:4, where each row has inputs of its own, inputs are made unsigned instead, and
+// 128 times the sum of the weights is taken off.
 template <class Source, int kBatch>
 void bytes(const Matrix& m, int64_t strip, const Inputs& inputs, float (*out)[kStrip]) {
-  constexpr int kChains = kBatch == 1 ? 4 : 1;
+  constexpr int kAtOnce = kBatch == 1 ? 4 : 1, kChains = kBatch == 1 ? 2 : 1;
   constexpr int kStep = 4 * Source::kColumns;
   const __m512i offset = _mm512_set1_epi8(static_cast<char>(128));
   __m512 sum[kBatch];
@@ -98,37 +111,41 @@ void bytes(const Matrix& m, int64_t strip, const Inputs& inputs, float (*out)[kS
       surplus[chain] = _mm512_setzero_si512();
       for (auto& one : products[chain]) one = _mm512_setzero_si512();
     }
-    const uint8_t* x = inputs.rounded + run.column;
-    const float* scale = inputs.scale + run.column / kGroup;
+    const int8_t* x = inputs.rounded + run.column;
     auto add = [&](int chain) __attribute__((always_inline)) {
-      const __m512i weights = source.next();
-      surplus[chain] = _mm512_dpbusd_epi32(surplus[chain], offset, weights);
+      const __m512i weights = source.next(), above = _mm512_xor_si512(weights, offset);
+      if constexpr (Source::kPlaced) surplus[chain] = _mm512_dpbusd_epi32(surplus[chain], offset, weights);
 #pragma GCC unroll 8
       for (int b = 0; b < kBatch; ++b) {
-        const uint8_t* from = x + b * inputs.stride;
-        __m512i four;
-        if constexpr (Source::kPlaced)
-          four = _mm512_permutexvar_epi8(source.places, _mm512_set1_epi64(read<int64_t>(from)));
-        else
-          four = _mm512_set1_epi32(read<int32_t>(from));
-        products[chain][b] = _mm512_dpbusd_epi32(products[chain][b], four, weights);
+        __m512i& sums = products[chain][b];
+        const int8_t* from = x + b * inputs.stride;
+        if constexpr (Source::kPlaced) {
+          const __m512i eight = _mm512_xor_si512(_mm512_set1_epi64(read<int64_t>(from)), offset);
+          sums = _mm512_dpbusd_epi32(sums, _mm512_permutexvar_epi8(source.places, eight), weights);
+        } else {
+          sums = _mm512_dpbusd_epi32(sums, above, _mm512_set1_epi32(read<int32_t>(from)));
+        }
       }
       x += kStep;
     };
     int cell = 0;
-    for (; cell + kChains <= run.cells; cell += kChains) {
-      source.ask();
+    for (; cell + kAtOnce <= run.cells; cell += kAtOnce) {
+      source.template ask<kAtOnce>();
 #pragma GCC unroll 4
-      for (int chain = 0; chain < kChains; ++chain) add(chain);
+      for (int i = 0; i < kAtOnce; ++i) add(i % kChains);
     }
     for (; cell < run.cells; ++cell) add(0);
-    for (int chain = 1; chain < kChains; ++chain) {
-      surplus[0] = _mm512_add_epi32(surplus[0], surplus[chain]);
-      for (int b = 0; b < kBatch; ++b) products[0][b] = _mm512_add_epi32(products[0][b], products[chain][b]);
-    }
     for (int b = 0; b < kBatch; ++b) {
-      const __m512 whole = _mm512_cvtepi32_ps(_mm512_sub_epi32(products[0][b], surplus[0]));
-      sum[b] = _mm512_fmadd_ps(whole, _mm512_set1_ps(scale[b * (inputs.stride / kGroup)]), sum[b]);
+      if constexpr (Source::kPlaced)
+        products[0][b] = _mm512_sub_epi32(products[0][b], surplus[0]);
+      else
+        products[0][b] = _mm512_sub_epi32(products[0][b], _mm512_set1_epi32(offset_of<Source>(inputs, b, run)));
+      for (int chain = 1; chain < kChains; ++chain) {
+        products[0][b] = _mm512_add_epi32(products[0][b], products[chain][b]);
+        if constexpr (Source::kPlaced) products[0][b] = _mm512_sub_epi32(products[0][b], surplus[chain]);
+      }
+      const float scale = inputs.scale[(b * inputs.stride + run.column) / kGroup];
+      sum[b] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products[0][b]), _mm512_set1_ps(scale), sum[b]);
     }
   }
   for (int b = 0; b < kBatch; ++b) _mm512_storeu_ps(out[b], sum[b]);

@@ -23,11 +23,11 @@ float largest_of(const float* values) {
 }
 
 // To the nearest, ties to even, without asking the processor how it rounds: adding 1.5 * 2^23 leaves the whole part.
-uint8_t code_of(float multiple) {
+int8_t code_of(float multiple) {
   const float shifted = multiple + 12582912.0f;
   int32_t bits;
   std::memcpy(&bits, &shifted, sizeof bits);
-  return static_cast<uint8_t>(bits - 0x4b400000 + 128);
+  return static_cast<int8_t>(bits - 0x4b400000);
 }
 
 }  // namespace
@@ -66,15 +66,22 @@ void PreparedInputs::round() {
     const float* from = &float32_[group * kGroup];
     const float largest = largest_of(from);
     const float inverse = largest > 0 ? 127.0f / largest : 0.0f;
-    uint8_t* to = &rounded_[group * kGroup];
+    int8_t* to = &rounded_[group * kGroup];
     for (int i = 0; i < kGroup; ++i) to[i] = code_of(from[i] * inverse);
     scale_[group] = largest / 127.0f;
+  }
+  offset_.resize(batch_ * stride_ / kTile);
+  for (int64_t tile = 0; tile < batch_ * stride_ / kTile; ++tile) {
+    int32_t sum = 0;
+    for (int i = 0; i < kTile; ++i) sum += rounded_[tile * kTile + i];
+    offset_[tile] = 128 * sum;
   }
 }
 
 Inputs PreparedInputs::inputs() const {
   return {bfloat16_.empty() ? nullptr : bfloat16_.data(), keeps_float32_ ? float32_.data() : nullptr,
-          rounded_.empty() ? nullptr : rounded_.data(), scale_.empty() ? nullptr : scale_.data(), stride_};
+          rounded_.empty() ? nullptr : rounded_.data(), scale_.empty() ? nullptr : scale_.data(),
+          offset_.empty() ? nullptr : offset_.data(), stride_};
 }
 
 }  // namespace prunus

@@ -27,7 +27,8 @@ class PreparedInputs {
   int64_t batch_;
   std::vector<uint16_t> bfloat16_;
   std::vector<float> float32_, scale_;
-  std::vector<uint8_t> rounded_;
+  std::vector<int8_t> rounded_;
+  std::vector<int32_t> offset_;
   bool keeps_float32_;
 };
 

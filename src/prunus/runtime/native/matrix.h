@@ -27,8 +27,9 @@ struct Matrix {
 struct Inputs {
   const uint16_t* bfloat16;  // for bfloat16 weights, where the caller's inputs are that
   const float* float32;      // for bfloat16 weights otherwise
-  const uint8_t* rounded;    // for int8 weights: round(x / scale) + 128
+  const int8_t* rounded;     // for int8 weights: round(x / scale)
   const float* scale;        // of each kGroup inputs, `stride / kGroup` to a row
+  const int32_t* offset;     // 128 times the sum of each kTile rounded inputs, `stride / kTile` to a row
   int64_t stride;
 };
 
@@ -41,6 +42,7 @@ static inline Inputs from(Inputs inputs, int64_t first) {
   if (inputs.float32) inputs.float32 += first * inputs.stride;
   if (inputs.rounded) inputs.rounded += first * inputs.stride;
   if (inputs.scale) inputs.scale += first * (inputs.stride / kGroup);
+  if (inputs.offset) inputs.offset += first * (inputs.stride / kTile);
   return inputs;
 }
 

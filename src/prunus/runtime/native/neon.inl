@@ -65,14 +65,14 @@ struct Vector {
     const Ints four = vorrq_s32(two, vshlq_n_s32(two, 6));
     return vorrq_s32(vandq_s32(four, vdupq_n_s32(0x03030303)), vdupq_n_s32(0x04040000));
   }
-  static Ints placed_bytes(const uint8_t* x, Ints places) {
-    const uint8x8_t eight = veor_u8(vld1_u8(x), vdup_n_u8(0x80));
+  static Ints placed_bytes(const int8_t* x, Ints places) {
+    const uint8x8_t eight = vreinterpret_u8_s8(vld1_s8(x));
     return as_ints(vqtbl1q_u8(vcombine_u8(eight, eight), as_bytes(places)));
   }
-  static Ints same_bytes(const uint8_t* x) {
-    uint32_t four;
+  static Ints same_bytes(const int8_t* x) {
+    int32_t four;
     __builtin_memcpy(&four, x, sizeof four);
-    return vreinterpretq_s32_u32(vdupq_n_u32(four ^ 0x80808080));
+    return vdupq_n_s32(four);
   }
   static Ints dot(Ints before, Ints weights, Ints x) {
     const int8x16_t a = vreinterpretq_s8_s32(weights), b = vreinterpretq_s8_s32(x);

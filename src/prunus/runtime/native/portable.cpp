@@ -43,12 +43,12 @@ void floats(const Matrix& m, int64_t strip, const Inputs& inputs, int batch, Sum
 
 void add_bytes(int32_t (*products)[kStrip], Cells<int8_t, 4>& cells, const Inputs& inputs, int batch, bool placed) {
   for (int b = 0; b < batch; ++b) {
-    const uint8_t* x = inputs.rounded + b * inputs.stride + cells.column;
+    const int8_t* x = inputs.rounded + b * inputs.stride + cells.column;
     for (int r = 0; r < kStrip; ++r) {
       int32_t sum = 0;
       for (int u = 0; u < 4; ++u) {
         const int place = placed ? cells.places[4 * r + u] + (u / 2) * 4 : u;
-        sum += cells.values[4 * r + u] * (static_cast<int32_t>(x[place]) - 128);
+        sum += cells.values[4 * r + u] * x[place];
       }
       products[b][r] += sum;
     }

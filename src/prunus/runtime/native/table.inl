@@ -58,7 +58,7 @@ void bytes(const Matrix& m, int64_t strip, const Inputs& inputs, float (*out)[kS
   Source source(m, strip);
   Run run;
   while (source.next_run(run)) {
-    const uint8_t* x = inputs.rounded + run.column;
+    const int8_t* x = inputs.rounded + run.column;
     Ints products[kBatch][kParts];
     for (auto& input : products)
       for (auto& part : input) part = Vector::none();
@@ -68,7 +68,7 @@ void bytes(const Matrix& m, int64_t strip, const Inputs& inputs, float (*out)[kS
 #pragma GCC unroll 4
       for (int b = 0; b < kBatch; ++b)
         for (int part = 0; part < kParts; ++part) {
-          const uint8_t* from = x + b * inputs.stride;
+          const int8_t* from = x + b * inputs.stride;
           Ints four;
           if constexpr (Source::kPlaced)
             four = Vector::placed_bytes(from, cell.places[part]);

@@ -22,6 +22,7 @@ import argparse
 import json
 import random
 import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ from prunus.engines import require
 from prunus.exporting.exported import find_exported
 from prunus.memory import release_freed_memory
 from prunus.runtime import TYPES
-from prunus.runtime.linear import PackedLinear, read_together
+from prunus.runtime.linear import PackedLinear, optimize_decoding
 from prunus.runtime.native import kernels
 from prunus.runtime.timing import in_turn, packed_as, reading
 from prunus.steps.advise import seconds_of
@@ -90,7 +91,7 @@ def pack_model(dense: Any, pattern: str, kind: str) -> Any:
     }
     model.load_state_dict(others, strict=False, assign=True)
     model.model.rotary_emb = dense.model.rotary_emb
-    read_together(model)
+    optimize_decoding(model)
     return model.eval()
 
 
@@ -190,9 +191,11 @@ def main() -> None:
             pattern, _, kind = name.rpartition("-")
             models[name] = in_transformers(dense if name == "dense" else pack_model(dense, pattern, kind))
             release_freed_memory()
+            print(f"{name} is loaded", file=sys.stderr, flush=True)
         context = args.prompt_tokens + args.new_tokens + 8
         for kind in kinds:
             models[kind] = in_llama_cpp(args.folder, kind, torch.get_num_threads(), stack, context)
+        print(f"timing {args.rounds} rounds of {len(models)} models", file=sys.stderr, flush=True)
         times, probe = measure(models, args)
         for name in models:
             line = json.dumps(row(name, models, {name: times[name], **kept(times, args.against)}, probe[name]) | about)

@@ -116,6 +116,14 @@ class PackedLinear(nn.Module):
         return {**self.__dict__, "_multiplier": None, "_handle": None}
 
 
+def optimize_decoding(model: nn.Module) -> None:
+    """What a whole model gains beside its matrices: they read together, and one token attends by a kernel of ours."""
+    from prunus.runtime.attention import attend_natively  # needs all of transformers, which imports this while it loads
+
+    read_together(model)
+    attend_natively(model)
+
+
 def read_together(model: nn.Module) -> None:
     """Let the packed modules of a model know of each other."""
     readers = Readers()

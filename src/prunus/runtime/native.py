@@ -15,7 +15,7 @@ from prunus.errors import UserError
 from prunus.runtime.layout import Layout
 from prunus.runtime.packed import Packed, strips
 
-INTERFACE = 1  # of native/interface.cpp: another number where a function or a struct of it changed
+INTERFACE = 2  # of native/interface.cpp: another number where a function or a struct of it changed
 LEVEL = "PRUNUS_KERNELS"  # names the instruction set to use, or "reference" for none of them
 TYPES = {torch.bfloat16: 0, torch.int8: 1, torch.float32: 2}
 HUGE_PAGE = 2 << 20
@@ -35,6 +35,23 @@ class Matrix(ctypes.Structure):
         ("index", ctypes.c_void_p),
         ("start", ctypes.c_void_p),
         ("scale", ctypes.c_void_p),
+    )
+
+
+class Attention(ctypes.Structure):
+    """`prunus::Attention` of native/attention.h."""
+
+    _fields_ = (
+        ("type", ctypes.c_int32),
+        *((name, ctypes.c_int64) for name in ("batch", "heads", "groups", "positions", "width")),
+        *((name, ctypes.c_void_p) for name in ("query", "key", "value")),
+        *((f"query_{name}", ctypes.c_int64) for name in ("batch", "head")),
+        *((f"key_{name}", ctypes.c_int64) for name in ("batch", "group", "position")),
+        *((f"value_{name}", ctypes.c_int64) for name in ("batch", "group", "position")),
+        ("mask", ctypes.c_void_p),
+        ("mask_batch", ctypes.c_int64),
+        ("scale", ctypes.c_float),
+        ("out", ctypes.c_void_p),
     )
 
 
@@ -112,6 +129,27 @@ class Kernels:
             TYPES[out_OI.dtype],
             torch.get_num_threads(),
         )
+
+    def attend(
+        self, query_BHW: Tensor, key_BGTW: Tensor, value_BGTW: Tensor, mask_BT: Tensor | None, scale: float
+    ) -> Tensor:
+        """Attention of one token (B, H, W), as if each group's keys and values were repeated for its H / G heads.
+
+        Types are the same, bfloat16 or fp32, and the last dimension is contiguous; True in the mask is looked at.
+        """
+        out_BHW = query_BHW.new_empty(query_BHW.shape)
+        batch, groups, positions, width = key_BGTW.shape
+        told = Attention(
+            TYPES[query_BHW.dtype],
+            *(batch, query_BHW.shape[1], groups, positions, width),
+            *(one.data_ptr() for one in (query_BHW, key_BGTW, value_BGTW)),
+            *(*query_BHW.stride()[:2], *key_BGTW.stride()[:3], *value_BGTW.stride()[:3]),
+            *((None, 0) if mask_BT is None else (mask_BT.data_ptr(), mask_BT.stride(0))),
+            scale,
+            out_BHW.data_ptr(),
+        )
+        self._library.prunus_attend(ctypes.byref(told), torch.get_num_threads())
+        return out_BHW
 
     def use_huge_pages(self, memory: Tensor) -> None:
         """Large pages for a tensor that will be read many times, where the system has them."""

@@ -16,7 +16,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from prunus.errors import UserError
 from prunus.runtime.entry import QUANT_METHOD, Entry, read_packing
-from prunus.runtime.linear import PackedLinear, read_together
+from prunus.runtime.linear import PackedLinear, optimize_decoding
 
 RUNS_IN = (torch.bfloat16, torch.float32)
 
@@ -55,7 +55,7 @@ class PackedQuantizer(HfQuantizer):  # type: ignore[misc]
         for name, module in model.named_modules():
             if isinstance(module, PackedLinear):
                 _prepare(name, module)
-        read_together(model)
+        optimize_decoding(model)
 
     def is_serializable(self) -> bool:
         return True

@@ -24,7 +24,7 @@ from prunus.models.skeleton import build_on_meta, restore_buffers
 from prunus.progress import progress
 from prunus.runtime import TYPES
 from prunus.runtime.costs import PATTERNS, Costs, measure_costs
-from prunus.runtime.linear import PackedLinear, read_together
+from prunus.runtime.linear import PackedLinear, optimize_decoding
 from prunus.runtime.native import kernels
 from prunus.runtime.packed import Packed
 from prunus.runtime.timing import copied, packed_as
@@ -173,7 +173,7 @@ def _stand_in(model: StreamedModel, sources: Sequence[Source]) -> tuple[Any, lis
     for source, one in zip(sources, packed, strict=True):
         module.set_submodule(source.module, one)
     _fill(module)
-    read_together(module)
+    optimize_decoding(module)
     return module, packed
 
 

@@ -83,9 +83,13 @@ void expand(const Matrix& m, int64_t strip, int rows, Type type, void* out) {
   avx512_full_kernels.expand(m, strip, rows, type, out);
 }
 
+void attend(const Attention& a, int64_t batch, int64_t head, int count) {
+  avx512_full_kernels.attend(a, batch, head, count);
+}
+
 }  // namespace
 
-const Kernels amx_kernels = {"amx", true, product, expand};
+const Kernels amx_kernels = {"amx", true, product, expand, attend};
 
 }  // namespace prunus
 #include "target_end.h"

@@ -82,10 +82,12 @@ struct Vector {
 }  // namespace
 }  // namespace prunus
 
+#define PRUNUS_LANES 8
+#include "attention.inl"
 #include "table.inl"
 
 namespace prunus {
-const Kernels avx2_kernels = {"avx2", false, product, expand};
+const Kernels avx2_kernels = {"avx2", false, product, expand, attend};
 }
 #include "target_end.h"
 #endif

@@ -87,10 +87,12 @@ struct Vector {
 }  // namespace
 }  // namespace prunus
 
+#define PRUNUS_LANES 16
+#include "attention.inl"
 #include "table.inl"
 
 namespace prunus {
-const Kernels avx512_kernels = {"avx512", false, product, expand};
+const Kernels avx512_kernels = {"avx512", false, product, expand, attend};
 }
 #include "target_end.h"
 #endif

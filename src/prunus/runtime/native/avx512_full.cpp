@@ -6,6 +6,8 @@
 
 #include <immintrin.h>
 
+#define PRUNUS_LANES 16
+#include "attention.inl"
 #include "cells512.inl"
 
 namespace prunus {
@@ -270,7 +272,7 @@ void expand(const Matrix& m, int64_t strip, int rows, Type type, void* out) {
 
 }  // namespace
 
-const Kernels avx512_full_kernels = {"avx512-vbmi2", true, product, expand};
+const Kernels avx512_full_kernels = {"avx512-vbmi2", true, product, expand, attend};
 
 }  // namespace prunus
 #include "target_end.h"

@@ -143,6 +143,23 @@ struct Product {
   }
 };
 
+// Heads of one group at a time, a few of them.
+struct Attending {
+  const Attention& attention;
+  const Kernels& code;
+  std::atomic<int64_t> next{0};
+
+  void run() {
+    const int64_t per_group = attention.heads / attention.groups, parts = (per_group + kHeads - 1) / kHeads;
+    const int64_t all = attention.batch * attention.groups * parts;
+    for (int64_t one; (one = next.fetch_add(1)) < all;) {
+      const int64_t first = one % parts * kHeads, group = one / parts % attention.groups;
+      const int count = static_cast<int>(std::min<int64_t>(kHeads, per_group - first));
+      code.attend(attention, one / parts / attention.groups, group * per_group + first, count);
+    }
+  }
+};
+
 // Strips of one matrix as rows of plain values.
 struct Expansion {
   const Matrix& matrix;
@@ -189,7 +206,7 @@ using namespace prunus;
 
 #define EXPORTED extern "C" __attribute__((visibility("default")))
 
-EXPORTED int32_t prunus_interface_version() { return 1; }
+EXPORTED int32_t prunus_interface_version() { return 2; }
 
 EXPORTED const char* prunus_level() { return kernels().name; }
 
@@ -231,6 +248,11 @@ EXPORTED void prunus_expand(const Matrix* matrix, int64_t first_strip, int64_t s
                             int32_t threads) {
   Expansion expansion{*matrix, first_strip, strips, out, static_cast<Type>(type), kernels()};
   in_parallel(expansion, threads);
+}
+
+EXPORTED void prunus_attend(const Attention* attention, int32_t threads) {
+  Attending attending{*attention, kernels()};
+  in_parallel(attending, threads);
 }
 
 EXPORTED uint64_t prunus_read(const void* memory, int64_t bytes, int32_t threads) {

@@ -3,6 +3,8 @@
 #pragma once
 #include <cstdint>
 
+#include "attention.h"
+
 namespace prunus {
 
 constexpr int kStrip = 16;      // rows that are multiplied together
@@ -54,6 +56,7 @@ struct Kernels {
   bool has_bfloat16;  // whether Inputs::bfloat16 can be used
   StripProduct product;
   StripExpansion expand;
+  HeadsAttention attend;
 };
 
 extern const Kernels portable_kernels;

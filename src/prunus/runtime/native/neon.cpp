@@ -1,7 +1,8 @@
 #if defined(__aarch64__)
+#include "attention.inl"
 #include "neon.inl"
 
 namespace prunus {
-const Kernels neon_kernels = {"neon", false, product, expand};
+const Kernels neon_kernels = {"neon", false, product, expand, attend};
 }
 #endif

@@ -3,10 +3,11 @@
 #define PRUNUS_DOT
 #include "target.h"
 
+#include "attention.inl"
 #include "neon.inl"
 
 namespace prunus {
-const Kernels neon_dot_kernels = {"neon-dot", false, product, expand};
+const Kernels neon_dot_kernels = {"neon-dot", false, product, expand, attend};
 }
 #include "target_end.h"
 #endif

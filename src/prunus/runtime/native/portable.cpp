@@ -2,6 +2,7 @@
 // then multiplied by each input.
 #include <cmath>
 
+#include "attention.inl"
 #include "cells.h"
 #include "matrix.h"
 #include "numbers.h"
@@ -119,6 +120,6 @@ void expand(const Matrix& m, int64_t strip, int rows, Type type, void* out) {
 
 }  // namespace
 
-const Kernels portable_kernels = {"portable", false, product, expand};
+const Kernels portable_kernels = {"portable", false, product, expand, attend};
 
 }  // namespace prunus

@@ -1,0 +1,69 @@
+"""What makes a token cheap beside its products: torch's attention of one token on the CPU took as long as a matrix.
+
+A packed model attends by a kernel of ours when it decodes, one query over keys and values that are read once for all
+heads of a group, and by torch otherwise. transformers has a hook for that; a model that was asked for another attention,
+or whose class knows no hook, keeps its own.
+
+Letters: B = batch, H = heads, G = groups of heads that share keys and values, T = positions, W = width of a head.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from prunus.runtime.native import kernels
+
+NAME, REPLACES = "prunus", "sdpa"
+WIDEST = 256  # kMaxWidth of native/attention.h
+OTHERS = ("position_bias", "cache", "softcap", "output_attentions")  # what sdpa reads or refuses beside the tensors
+
+
+def attend_natively(model: Any) -> None:
+    """For a whole model; one that cannot stays as it is."""
+    if getattr(model, "_supports_attention_backend", False) and model.config._attn_implementation == REPLACES:
+        model.set_attn_implementation(NAME)
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **others: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """transformers' attention of query (B, H, Q, W), key and value (B, G, T, W): (B, Q, H, W), and no weights."""
+    if dropout or not _is_decoding(query, key, value, attention_mask) or any(others.get(name) for name in OTHERS):
+        told: tuple[Tensor, Tensor | None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
+        )
+        return told
+    native = kernels()
+    assert native is not None
+    mask_BT = None if attention_mask is None else attention_mask[:, 0, 0].expand(len(query), -1)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return native.attend(query[:, :, 0], key, value, mask_BT, scale).unsqueeze(1), None
+
+
+def _is_decoding(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> bool:
+    """Whether the kernel takes it: one new token, nothing to differentiate or to compile, tensors as it reads them."""
+    tensors = (query, key, value)
+    if torch.compiler.is_compiling() or query.shape[2] != 1 or any(one.requires_grad for one in tensors):
+        return False
+    if any(one.device.type != "cpu" or one.dtype != query.dtype or one.stride(-1) != 1 for one in tensors):
+        return False
+    if query.dtype not in (torch.bfloat16, torch.float32) or key.shape != value.shape or key.shape[-1] > WIDEST:
+        return False
+    if mask is not None and (mask.dtype != torch.bool or mask.shape[1:3] != (1, 1) or mask.stride(-1) != 1):
+        return False
+    return kernels() is not None
+
+
+AttentionInterface.register(NAME, attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)

@@ -109,7 +109,7 @@ def in_llama_cpp(folder: Path, kind: str, threads: int, stack: ExitStack, contex
     one = find_exported(exported(folder, kind))
     assert one is not None
     worker = stack.enter_context(one.engine.started(require(one.engine)))
-    runner = EngineRunner(worker, one, context, threads)
+    runner = EngineRunner(worker, one, context, 1, threads)
     return Model(runner.generate, int(one.step["decode_bytes_per_token"]), 1.0)
 
 

@@ -13,11 +13,13 @@ from torch import Tensor
 
 from packed_case import bytes_of
 from prunus.runtime import LAYOUTS, Packed
+from prunus.runtime.attention import WIDEST
 from prunus.runtime.native import INDEX, TYPES
 
 ROOT = Path(__file__).parents[1]
 DRIVER = Path(__file__).parent / "slow" / "kernels_driver.cpp"
 Case = tuple[Packed, Tensor]
+ATTENDING = 6  # heads at most
 
 
 def sources_and_options() -> tuple[list[Path], list[str]]:
@@ -65,14 +67,15 @@ def write_cases(file: Path, cases: Iterable[Case]) -> Path:
     return file
 
 
-def read_results(file: Path, cases: Iterable[Case]) -> Iterator[tuple[Tensor, Tensor]]:
-    """(product (M, O), the matrix (O, I) in the dtype of the inputs) of each case."""
+def read_results(file: Path, cases: Iterable[Case]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """(product (M, O), the matrix (O, I) in the dtype of the inputs, attention (heads, width)) of each case."""
     raw, at = bytearray(file.read_bytes()), 0
     for packed, x_MI in cases:
         found = []
-        for shape in ((len(x_MI), packed.rows), (packed.rows, packed.columns)):
+        attended = (min(len(x_MI), ATTENDING), min(packed.columns, WIDEST))
+        for shape in ((len(x_MI), packed.rows), (packed.rows, packed.columns), attended):
             count = shape[0] * shape[1]
             found.append(torch.frombuffer(raw, dtype=x_MI.dtype, count=count, offset=at).view(shape))
             at += count * x_MI.element_size()
-        yield found[0], found[1]
+        yield found[0], found[1], found[2]
     assert at == len(raw)

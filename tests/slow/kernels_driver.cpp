@@ -7,6 +7,7 @@
 // A case is a matrix and its inputs, as native_driver.py writes them. Each part ends where its memory ends, and starts
 // one element behind where that starts: it is aligned as its elements are and no more. With GUARDED, the next byte is one
 // that nobody may touch: sanitizers do not look into the instructions that load by a mask or into tiles.
+#include <algorithm>
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
@@ -22,8 +23,10 @@
 #include <unistd.h>
 #endif
 
+#include "attention.h"
 #include "matrix.h"
 
+using prunus::Attention;
 using prunus::Matrix;
 
 extern "C" {
@@ -34,6 +37,7 @@ int32_t prunus_use_level(const char* name);
 void prunus_multiply(const Matrix*, int32_t count, const void* x, int32_t type, int64_t batch, void* const* out,
                      int32_t threads);
 void prunus_expand(const Matrix*, int64_t first, int64_t strips, void* out, int32_t type, int32_t threads);
+void prunus_attend(const Attention*, int32_t threads);
 }
 
 namespace {
@@ -110,6 +114,19 @@ struct Case {
     prunus_expand(&matrix, 0, prunus::strips_of(matrix), out.bytes, type, threads);
     return out;
   }
+
+  // The inputs as keys, values and, the first of them, as the heads of a query; every third position is masked out.
+  Part attended(int threads) const {
+    const int64_t columns = matrix.columns, width = std::min<int64_t>(columns, prunus::kMaxWidth);
+    const int64_t heads = std::min<int64_t>(batch, 6);
+    Part out(heads * width * element(), element()), mask(batch, 1);
+    for (int64_t t = 0; t < batch; ++t) mask.bytes[t] = t % 3 != 1;
+    const void* const x = parts[4].bytes;
+    const Attention attention{type, 1, heads, 1, batch, width, x, x, x, 0, columns, 0, 0, columns, 0, 0, columns,
+                              reinterpret_cast<const uint8_t*>(mask.bytes), 0, 0.25f, out.bytes};
+    prunus_attend(&attention, threads);
+    return out;
+  }
 };
 
 bool equal(const Part& one, const Part& other) {
@@ -130,10 +147,12 @@ void run(const std::vector<Case>& cases, const std::string& level, const std::st
   if (prunus_use_level(level.c_str())) fail("no level " + level);
   std::ofstream to(out + "." + level, std::ios::binary);
   for (const Case& one : cases) {
-    const Part product = one.product(1), expanded = one.expanded(1);
-    if (!equal(product, one.product(3)) || !equal(expanded, one.expanded(3))) fail("threads change the result");
+    const Part product = one.product(1), expanded = one.expanded(1), attended = one.attended(1);
+    if (!equal(product, one.product(3)) || !equal(expanded, one.expanded(3)) || !equal(attended, one.attended(3)))
+      fail("threads change the result");
     write(to, product);
     write(to, expanded);
+    write(to, attended);
   }
   if (!to.flush()) fail("cannot write " + out);
 }
@@ -159,7 +178,7 @@ void hammer(const std::vector<Case>& cases) {
 
 int main(int count, char** arguments) {
   if (count < 3) fail("CASES OUT [LEVEL...], or CASES --hammer");
-  if (prunus_interface_version() != 1) fail("the interface is another one");
+  if (prunus_interface_version() != 2) fail("the interface is another one");
   const std::vector<Case> cases = read_cases(arguments[1]);
   if (!std::strcmp(arguments[2], "--hammer")) {
     hammer(cases);

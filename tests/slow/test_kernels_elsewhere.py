@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from native_driver import Case, build, read_results, run, sources_and_options, tool, write_cases
+from native_driver import ATTENDING, Case, build, read_results, run, sources_and_options, tool, write_cases
 from packed_case import CASES, expected, inputs, packed_case
 from prunus.runtime import Packed, unpack
+from prunus.runtime.attention import WIDEST
 from prunus.runtime.multiply import FEW
 
 pytestmark = pytest.mark.slow
@@ -40,10 +41,20 @@ def file(cases: list[Case], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _check(out: Path, level: str, cases: list[Case]) -> None:
     """Results of a level, against float64; expanded matrices have to be exact."""
-    for (packed, x_MI), (y_MO, weight_OI) in zip(cases, read_results(Path(f"{out}.{level}"), cases), strict=True):
+    results = read_results(Path(f"{out}.{level}"), cases)
+    for (packed, x_MI), (y_MO, weight_OI, attended_HW) in zip(cases, results, strict=True):
         y64_MO, off_MO = (torch.cat(each) for each in zip(*_by_few(packed, x_MI), strict=True))
         assert ((y_MO.double() - y64_MO).abs() <= off_MO).all(), (level, packed.layout, packed.rows, packed.columns)
         assert torch.equal(weight_OI, unpack(packed).to(x_MI.dtype)), (level, packed.layout)
+        assert torch.allclose(attended_HW, _attended(x_MI), rtol=1e-2 if x_MI.dtype == torch.bfloat16 else 1e-4), level
+
+
+def _attended(x_MI: Tensor) -> Tensor:
+    """What the driver asks for: the inputs as keys and values, the first few also as the heads of a query."""
+    key_TW = x_MI[:, :WIDEST].double()
+    score_HT = key_TW[:ATTENDING] @ key_TW.T / 4
+    score_HT[:, 1::3] = -torch.inf
+    return (score_HT.softmax(-1) @ key_TW).to(x_MI.dtype)
 
 
 def _by_few(packed: Packed, x_MI: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -104,5 +115,5 @@ def test_aarch64(tmp_path: Path, file: Path, cases: list[Case]) -> None:
         out = tmp_path / processor
         for level in _run_all(there, file, out, cases, emulator, "-cpu", processor):
             results = zip(cases, read_results(Path(f"{out}.{level}"), cases), wanted, strict=True)
-            for (packed, _), (y_MO, _), (wanted_MO, _) in results:
+            for (packed, _), (y_MO, *_), (wanted_MO, *_) in results:
                 assert packed.scale_O is None or torch.equal(y_MO, wanted_MO), level

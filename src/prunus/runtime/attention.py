@@ -1,7 +1,7 @@
 """What makes a token cheap beside its products: torch's attention of one token on the CPU took as long as a matrix.
 
 A packed model attends by a kernel of ours when it decodes, one query over keys and values that are read once for all
-heads of a group, and by torch otherwise. transformers has a hook for that; a model that was asked for another attention,
+heads of a group, and by torch otherwise. transformers has a hook for that; a model that was asked for another one,
 or whose class knows no hook, keeps its own.
 
 Letters: B = batch, H = heads, G = groups of heads that share keys and values, T = positions, W = width of a head.

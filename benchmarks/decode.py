@@ -38,7 +38,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from prunus.benchmark.engine_process import EngineRunner
 from prunus.benchmark.machine import machine
-from prunus.benchmark.paired import Times
+from prunus.benchmark.runner import Times
 from prunus.benchmark.transformers_engine import generate
 from prunus.engines import require
 from prunus.exporting.exported import find_exported

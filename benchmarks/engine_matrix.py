@@ -76,10 +76,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gemma3_text": {"num_hidden_layers": 6, "layer_types": ["sliding_attention"] * 5 + ["full_attention"], **GEMMA},
     "qwen3_moe": {"mlp_only_layers": [], "decoder_sparse_step": 1, **EXPERTS},
 }
-TEXT = {"calibration": ("builtin",), "samples": 4, "length": 64, "dtype": "float32"}
-MORE_TEXT = {"calibration": ("builtin",), "samples": 16, "length": 256, "dtype": "float32"}
+TEXT: dict[str, Any] = {"calibration": ("builtin",), "samples": 4, "length": 64, "dtype": "float32"}
+MORE_TEXT: dict[str, Any] = {"calibration": ("builtin",), "samples": 16, "length": 256, "dtype": "float32"}
 BITS = {"8 bits": (8.0, 9.0), "4 bits": (4.0, 5.0)}
-BENCH = {"prompt_tokens": 128, "new_tokens": 32, "repetitions": 7, "threads": 1}
+BENCH: dict[str, Any] = {"prompt_tokens": 128, "new_tokens": 32, "repetitions": 7, "threads": 1}
 KL_ALLOWED = 1e-4  # in transformers, where both sides compute in float32
 POSITIONS = 64
 PATIENCE = 1800.0  # seconds for each thing asked of an engine: the machine may be busy

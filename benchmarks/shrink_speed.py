@@ -92,7 +92,7 @@ def changed_config(config: LlamaConfig, **changes: int) -> LlamaConfig:
 def block_parameters(config: LlamaConfig) -> int:
     """Parameters of one decoder block, its two norms left out."""
     attention = 2 * (config.num_attention_heads + config.num_key_value_heads) * config.head_dim
-    return config.hidden_size * (attention + 3 * config.intermediate_size)
+    return int(config.hidden_size * (attention + 3 * config.intermediate_size))
 
 
 def make_models(folder: Path, tokenizer: Path, only: list[str]) -> list[Path]:

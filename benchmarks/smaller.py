@@ -9,8 +9,8 @@ WORK. The groups of rows, for --only:
     recovery   after one cut or 50% zeros: the dense model's distribution (distil, --loss logits), the next token of
                the text (fine-tune, --loss ce), or both (--loss logits,ce=0.2), on the same number of tokens; or the
                first on as many tokens of all of --train and --more-train
-    rounds     816 of 1536 channels (40% of the parameters outside the embedding) at once and in rounds, each round
-               followed by its share of the same number of tokens
+    rounds     816 of 1536 channels (40% of the parameters outside the embedding), or 11 of 30 layers (37%), at once
+               and in rounds, each round followed by its share of the same number of tokens
 
 Perplexity on the first 16 windows of 1024 tokens of the test text, KL to the dense model on the same windows, both in
 fp32; with --other, one more perplexity on as much text of another kind. `recovered` is the share of the lost
@@ -36,7 +36,10 @@ SAMPLES, LENGTH, WINDOWS = 64, 1024, 16
 SCORES = ("second-order", "flap", "activation", "taylor", "fisher", "magnitude")
 LAYER_SCORES = ("angular", "block-influence", "greedy-kl", "greedy-kl-folded")
 LOSSES = {"distil": "logits", "distil and text": "logits,ce=0.2", "fine-tune": "ce"}
-ROUNDS = {"at once": (720,), "2 rounds": (1128, 720), "4 rounds": (1332, 1128, 924, 720)}
+ROUNDS: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {
+    "width-40": ("--ffn", {"at once": (720,), "2 rounds": (1128, 720), "4 rounds": (1332, 1128, 924, 720)}),
+    "depth-37": ("--layers", {"at once": (19,), "2 rounds": (24, 19), "4 rounds": (27, 24, 21, 19)}),
+}
 
 MORE = "--more-train"  # stands for the --data of that text
 
@@ -81,10 +84,12 @@ def recoveries(tokens: int) -> dict[str, list[Step]]:
 
 
 def rounds(tokens: int) -> dict[str, list[Step]]:
-    rows: dict[str, list[Step]] = {"dense": [], "width-40": [("shrink", "--ffn", ROUNDS["at once"][-1])]}
-    for name, sizes in ROUNDS.items():
-        cuts = [("shrink", "--ffn", size) for size in sizes]
-        rows[f"width-40 {name}"] = [step for cut in cuts for step in (cut, recover("logits", tokens // len(cuts)))]
+    rows: dict[str, list[Step]] = {"dense": []}
+    for cut, (axis, schedules) in ROUNDS.items():
+        rows[cut] = [("shrink", axis, schedules["at once"][-1])]
+        for name, sizes in schedules.items():
+            share = recover("logits", tokens // len(sizes))
+            rows[f"{cut} {name}"] = [step for size in sizes for step in (("shrink", axis, size), share)]
     return rows
 
 

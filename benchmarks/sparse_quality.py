@@ -52,7 +52,7 @@ def bits(step: dict[str, Any]) -> float:
         return 8 * float(step["bytes"]) / float(step["parameters"])
     blocks = [row for row in step["matrices"] if "lm_head" not in row["name"]]
     weights = sum(row["shape"][0] * row["shape"][1] for row in blocks)
-    return 8 * sum(row["bytes"] for row in blocks) / weights
+    return float(8 * sum(row["bytes"] for row in blocks) / weights)
 
 
 def speed_of(name: str, kind: str) -> str:

@@ -123,7 +123,7 @@ def recoveries() -> str:
 
 def rounds() -> str:
     """One large cut, and the same in rounds with the same tokens of training in all; measured as the widths."""
-    return _smaller("width-40")
+    return _smaller("width-40", "depth-37")
 
 
 def speeds() -> str:

@@ -13,6 +13,7 @@ import prunus
 from prunus.engines import find
 from prunus.engines.vllm import VLLM, Vllm
 from prunus.errors import EngineError, UserError
+from prunus.exporting.vllm_directory import lacks_avx512
 
 pytestmark = pytest.mark.skipif(find(VLLM) is None, reason="needs vLLM: prunus engines install vllm")
 WINDOWS = torch.arange(96).mul(37).remainder(256).reshape(2, 48).tolist()
@@ -152,6 +153,10 @@ def test_an_export_is_proved_and_opens_everywhere(model, tmp_path, to):
 @pytest.mark.parametrize("scheme", ["w8a8", "int4-g32"])
 def test_a_quantized_model_is_exported_as_it_is_and_proved(model, tmp_path, scheme):
     quantized = prunus.quantize(model, tmp_path / "quantized", scheme=scheme, dtype="float32")
+    if scheme == "int4-g32" and lacks_avx512():
+        with pytest.raises(UserError, match="by AVX-512 alone"):
+            prunus.export(quantized.path, tmp_path / "out", to="vllm")
+        return
     step = prunus.export(quantized.path, tmp_path / "out", to="vllm").last_step
     assert step["type"] == scheme
     assert step["proof"]["loaded"] == "LlamaForCausalLM, bfloat16, compressed-tensors"

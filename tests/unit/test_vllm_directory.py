@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import prunus
 from prunus.checkpoint import open_checkpoint
 from prunus.errors import UserError
-from prunus.exporting import Conversion, parse_target
+from prunus.exporting import Conversion, parse_target, vllm_directory
 from prunus.models import open_model
 from prunus.models.configs import with_dtype
 
@@ -38,6 +38,20 @@ def test_heads_that_its_attention_has_no_code_for_are_refused_beforehand(tmp_pat
     target = parse_target("vllm")
     with nullcontext() if fits else pytest.raises(UserError, match=rf"are {head} wide, and vLLM .* takes 32, 64, 80"):
         assert target.format.check(open_model(tmp_path / "model"), target.kind) == []
+
+
+@pytest.mark.parametrize(
+    ("scheme", "lacks", "fits"), [("int4-g32", True, False), ("int4-g32", False, True), ("w8a8", True, True)]
+)
+def test_weights_that_it_cannot_multiply_here_are_refused_beforehand(
+    tmp_path, tiny_llama_dir, scheme, lacks, fits, monkeypatch
+):
+    monkeypatch.setattr(vllm_directory, "HEAD_SIZES", (8, 16))
+    monkeypatch.setattr(vllm_directory, "lacks_avx512", lambda: lacks)
+    target = parse_target("vllm")
+    kind = target.format.types[scheme]
+    with nullcontext() if fits else pytest.raises(UserError, match=r"by AVX-512 alone.*export int4-g32 on one"):
+        target.format.check(open_model(tiny_llama_dir), kind)
 
 
 @pytest.mark.parametrize(("to", "dtype"), [("vllm", torch.bfloat16), ("vllm:f16", torch.float16)])

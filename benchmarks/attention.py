@@ -10,7 +10,6 @@ usage: attention.py [--shapes 32/4x64,32/32x64,9/3x64,32/8x128] [--positions 128
 
 import argparse
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -21,12 +20,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from prunus.benchmark.machine import machine
 from prunus.runtime.native import kernels
-
-
-def seconds(of: Callable[[], Tensor]) -> float:
-    start = time.perf_counter()
-    of()
-    return time.perf_counter() - start
+from prunus.runtime.timing import Pass, in_turn
 
 
 def measure(heads: int, groups: int, width: int, positions: int, rounds: int) -> dict[str, float]:
@@ -40,10 +34,7 @@ def measure(heads: int, groups: int, width: int, positions: int, rounds: int) ->
         "torch": lambda: scaled_dot_product_attention(query, key, value, enable_gqa=True)[:, :, 0],
         "ours": lambda: native.attend(query[:, :, 0], key, value, None, width**-0.5),
     }
-    times: dict[str, list[float]] = {name: [] for name in both}
-    for each in range(rounds):
-        for name in list(both)[:: 1 if each % 2 else -1]:
-            times[name].append(seconds(both[name]))
+    times = in_turn({name: Pass(run, 0) for name, run in both.items()}, rounds)
     told = {f"{name}_microseconds": round(median(times[name]) * 1e6, 1) for name in both}
     told |= {f"{name}_off": float((both[name]().double() - exact).abs().max()) for name in both}
     return told | {"times_faster": round(median(t / o for t, o in zip(*times.values(), strict=True)), 2)}

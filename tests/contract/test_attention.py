@@ -83,6 +83,17 @@ def test_scores_far_apart_and_places_where_nobody_looks() -> None:
     assert torch.equal(_native().attend(query, key, value, mask, 1.0), torch.full((1, 1, 16), 200.0))
 
 
+@pytest.mark.parametrize("level", NATIVE)
+@pytest.mark.parametrize("where", ["query", "key", "value"])
+def test_what_is_no_number_stays_none(level: str, where: str) -> None:
+    _native().use_level(level)
+    tensors = dict(zip(("query", "key", "value"), _tensors(4, 2, 200, 64, torch.float32), strict=True))
+    tensors[where][0, 0, -1, 5] = torch.nan
+    found = _native().attend(tensors["query"][:, :, 0], tensors["key"], tensors["value"], None, 0.1)
+    assert found[0, 0].isnan().any()
+    assert not found[1].isnan().any()
+
+
 def test_threads_do_not_change_it() -> None:
     query, key, value = _tensors(12, 2, 300, 64, torch.bfloat16)
     found, threads = [], torch.get_num_threads()
@@ -96,12 +107,25 @@ def test_threads_do_not_change_it() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    ["two tokens", "dropout", "gradient", "float mask", "mask of each head", "float16", "widths differ", "too wide"],
+    [
+        *(
+            "two tokens",
+            "dropout",
+            "gradient",
+            "float16",
+            "widths differ",
+            "too wide",
+            "position bias",
+            "heads left over",
+        ),
+        *("float mask", "mask of each head", "short mask"),
+    ],
 )
 def test_what_the_kernel_does_not_take_goes_to_torch(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
     width = WIDEST + 1 if change == "too wide" else 16
     query, key, value = _tensors(4, 2, 5, width, torch.float16 if change == "float16" else torch.float32)
     mask, dropout = None, 0.5 if change == "dropout" else 0.0
+    others = {"position_bias": torch.zeros(1, 4, 1, 5)} if change == "position bias" else {}
     if change == "two tokens":
         query = torch.cat([query, query], 2)
     elif change == "gradient":
@@ -110,13 +134,17 @@ def test_what_the_kernel_does_not_take_goes_to_torch(change: str, monkeypatch: p
         mask = torch.zeros(2, 1, 1, 5)
     elif change == "mask of each head":
         mask = torch.ones(2, 4, 1, 5, dtype=torch.bool)
+    elif change == "short mask":
+        mask = torch.ones(2, 1, 1, 4, dtype=torch.bool)
+    elif change == "heads left over":
+        query = query[:, :3]
     elif change == "widths differ":
         value = value[..., :8]
     asked = []
     monkeypatch.setattr(attention, "sdpa_attention_forward", lambda *_args, **told: asked.append(told) or ("torch's",))
-    told = attention.attention(SimpleNamespace(), query, key, value, mask, dropout=dropout, scaling=0.3)  # type: ignore[arg-type]
+    told = attention.attention(SimpleNamespace(), query, key, value, mask, dropout=dropout, scaling=0.3, **others)  # type: ignore[arg-type]
     assert told == ("torch's",)  # type: ignore[comparison-overlap]
-    assert asked == [{"dropout": dropout, "scaling": 0.3}]
+    assert asked == [{"dropout": dropout, "scaling": 0.3, **others}]
 
 
 @pytest.fixture(scope="module", params=["llama", "qwen3", "gemma3_text", "mistral", "opt"])

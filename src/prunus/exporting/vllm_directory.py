@@ -51,9 +51,19 @@ DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
 
 
 def _check(model: StreamedModel, kind: FileType) -> list[str]:
-    """Raise UserError for heads that vLLM's attention on the CPU has no code for, or whose width it gets wrong, and for
-    weights that it cannot multiply on this processor.
-    """
+    """Raise UserError for heads that vLLM gets wrong, and for weights that it cannot multiply on this processor."""
+    _check_heads(model)
+    if kind.name.startswith("int4") and lacks_avx512():
+        raise UserError(
+            f"vLLM multiplies 4-bit weights by AVX-512 alone, which this processor has not; export {kind.name} on one "
+            "that has it, quantize to w8a8, or export the unquantized model to gguf:q4_k_m."
+        )
+    serve = "vLLM makes bfloat16 of float32 by itself: serve this directory with `--dtype float32`."
+    return [serve] if kind.name == "f32" else []
+
+
+def _check_heads(model: StreamedModel) -> None:
+    """Raise UserError for heads that vLLM's attention on the CPU has no code for, or whose width it gets wrong."""
     if (width := head_size(model.config)) not in HEAD_SIZES:
         raise UserError(
             f"the heads of {model.checkpoint.path} are {width} wide, and vLLM on the CPU takes "
@@ -66,13 +76,6 @@ def _check(model: StreamedModel, kind: FileType) -> list[str]:
             f"the {heads} heads of {model.checkpoint.path} are {width} wide, and vLLM takes a head of "
             f"{text.model_type} to be {hidden} / {heads}: cut layers or the FFN in place of heads, or export to gguf."
         )
-    if kind.name.startswith("int4") and lacks_avx512():
-        raise UserError(
-            f"vLLM multiplies 4-bit weights by AVX-512 alone, which this processor has not; export {kind.name} on one "
-            "that has it, quantize to w8a8, or export the unquantized model to gguf:q4_k_m."
-        )
-    serve = "vLLM makes bfloat16 of float32 by itself: serve this directory with `--dtype float32`."
-    return [serve] if kind.name == "f32" else []
 
 
 def lacks_avx512() -> bool:

@@ -1,4 +1,4 @@
-"""What makes a token cheap beside its products: torch's attention of one token on the CPU took as long as a matrix.
+"""Attention of one new token, which torch takes several times as long for on a CPU (docs/log.md).
 
 A packed model attends by a kernel of ours when it decodes, one query over keys and values that are read once for all
 heads of a group, and by torch otherwise. transformers has a hook for that; a model that was asked for another one,
@@ -19,7 +19,7 @@ from prunus.runtime.native import kernels
 
 NAME, REPLACES = "prunus", "sdpa"
 WIDEST = 256  # kMaxWidth of native/attention.h
-OTHERS = ("position_bias", "cache", "softcap", "output_attentions")  # what sdpa reads or refuses beside the tensors
+OTHERS = ("position_bias", "cache", "softcap")  # what sdpa reads or refuses beside the tensors
 
 
 def attend_natively(model: Any) -> None:
@@ -39,7 +39,8 @@ def attention(
     **others: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """transformers' attention of query (B, H, Q, W), key and value (B, G, T, W): (B, Q, H, W), and no weights."""
-    if dropout or not _is_decoding(query, key, value, attention_mask) or any(others.get(name) for name in OTHERS):
+    more = others.get("output_attentions") or any(others.get(name) is not None for name in OTHERS)
+    if dropout or more or not _is_decoding(query, key, value, attention_mask):
         told: tuple[Tensor, Tensor | None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
         )
@@ -52,7 +53,10 @@ def attention(
 
 
 def _is_decoding(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> bool:
-    """Whether the kernel takes it: one new token, nothing to differentiate or to compile, tensors as it reads them."""
+    """Whether the kernel takes it: one new token, nothing to differentiate or to compile, tensors as it reads them.
+
+    It looks at no shape again: what does not fit is torch's to refuse.
+    """
     tensors = (query, key, value)
     if torch.compiler.is_compiling() or query.shape[2] != 1 or any(one.requires_grad for one in tensors):
         return False
@@ -60,7 +64,14 @@ def _is_decoding(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None)
         return False
     if query.dtype not in (torch.bfloat16, torch.float32) or key.shape != value.shape or key.shape[-1] > WIDEST:
         return False
-    if mask is not None and (mask.dtype != torch.bool or mask.shape[1:3] != (1, 1) or mask.stride(-1) != 1):
+    batch, groups, positions, width = key.shape
+    if (query.shape[0], query.shape[-1]) != (batch, width) or query.shape[1] % groups:
+        return False
+    if mask is not None and (
+        mask.dtype != torch.bool
+        or mask.stride(-1) != 1
+        or mask.shape not in ((1, 1, 1, positions), (batch, 1, 1, positions))
+    ):
         return False
     return kernels() is not None
 

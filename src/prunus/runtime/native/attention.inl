@@ -46,8 +46,8 @@ inline float number(uint16_t value) { return widened(value); }
 inline void set(float* to, float value) { *to = value; }
 inline void set(uint16_t* to, float value) { *to = narrowed(value); }
 
-// e^x for x <= 0, within 2 units in the last place: 2^n times a polynomial in what is left, of at most log(2) / 2.
-// 0 below e^-87, where fp32 runs out of exponents.
+// e^x for x <= 0: 2^n times the Taylor polynomial of what is left, at most log(2) / 2, whose first term left out is 1.2e-7.
+// 0 below e^-87, where fp32 runs out of exponents; NaN stays NaN.
 inline Lanes exponential(const Lanes& x) {
   const Lanes shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the whole part is in the low bits
   const Lanes whole = shifted - 12582912.0f;
@@ -157,7 +157,7 @@ void attend_to(const Attention& a, int64_t batch, int64_t head) {
   Value* out = static_cast<Value*>(a.out) + (batch * a.heads + head) * a.width;
   for (int h = 0; h < kCount; ++h)
     for (int64_t d = 0; d < a.width; ++d)
-      set(out + h * a.width + d, heads.total[h] > 0 ? heads.sum[h][d] / heads.total[h] : 0.0f);
+      set(out + h * a.width + d, heads.total[h] == 0 ? 0.0f : heads.sum[h][d] / heads.total[h]);
 }
 
 template <class Value>

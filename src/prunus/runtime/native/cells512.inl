@@ -77,7 +77,7 @@ struct Bitmask : Neighbours {
   }
   // The form that reads memory: it reads the values that are there and none behind them. Zeros come from a register that
   // the compiler cannot see through: AMD's Zen 4 makes the form with zeros of its own wait for the register that it
-  // writes (70% zeros in bfloat16: 7 cycles a cell against 4).
+  // writes (70% zeros in bfloat16, in the caches: 2.2 ns a cell against 1.2).
   __m512i next() {
     const Mask bits = *mask++;
     const Value* from = values;

@@ -32,7 +32,7 @@ from prunus.runtime.timing import copied, packed_as
 ADVISES = "sparse-cpu"
 LLAMA_CPP_SHARE = 0.8  # of the bandwidth, as it reaches at best: docs/sparse-cpu.md has a machine where it was 0.4
 BITS_OF_4 = 4.5  # Q4_0: 32 weights of 4 bits and a scale of 16
-_PROMPT, _TOKENS, _ROUNDS = 128, 8, 5
+_PROMPT, _TOKENS, _ROUNDS = 128, 8, 3
 _LEAST = 512
 
 

@@ -41,10 +41,13 @@ def blocks_replaced(blocks: nn.ModuleList, stand_in: StandIn) -> Iterator[None]:
 
         return forward
 
+    before = [block.__dict__.pop("forward", None) for block in blocks]
     for index, block in enumerate(blocks):
         block.__dict__["forward"] = forward_of(index)  # an instance attribute shadows the class's method
     try:
         yield
     finally:
-        for block in blocks:
+        for block, forward in zip(blocks, before, strict=True):
             del block.__dict__["forward"]
+            if forward is not None:  # a packed model has its own (runtime/block.py)
+                block.__dict__["forward"] = forward

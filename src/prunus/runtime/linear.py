@@ -117,11 +117,14 @@ class PackedLinear(nn.Module):
 
 
 def optimize_decoding(model: nn.Module) -> None:
-    """What a whole model gains beside its matrices: they read together, and one token attends by a kernel of ours."""
-    from prunus.runtime.attention import attend_natively  # needs all of transformers, which imports this while it loads
+    """What a whole model gains beside its matrices: they read together, and one token goes by kernels of ours."""
+    # these need all of transformers, which imports this while it loads
+    from prunus.runtime.attention import attend_natively
+    from prunus.runtime.block import decode_in_blocks
 
     read_together(model)
     attend_natively(model)
+    decode_in_blocks(model)
 
 
 def read_together(model: nn.Module) -> None:

@@ -15,7 +15,7 @@ from prunus.errors import UserError
 from prunus.runtime.layout import Layout
 from prunus.runtime.packed import Packed, strips
 
-INTERFACE = 2  # of native/interface.cpp: another number where a function or a struct of it changed
+INTERFACE = 3  # of native/interface.cpp: another number where a function or a struct of it changed
 LEVEL = "PRUNUS_KERNELS"  # names the instruction set to use, or "reference" for none of them
 TYPES = {torch.bfloat16: 0, torch.int8: 1, torch.float32: 2}
 HUGE_PAGE = 2 << 20
@@ -51,6 +51,41 @@ class Attention(ctypes.Structure):
         ("mask", ctypes.c_void_p),
         ("mask_batch", ctypes.c_int64),
         ("scale", ctypes.c_float),
+        ("out", ctypes.c_void_p),
+    )
+
+
+class Norm(ctypes.Structure):
+    """`prunus::Norm` of native/rows.h."""
+
+    _fields_ = (("weight", ctypes.c_void_p), ("epsilon", ctypes.c_float))
+
+
+class Projection(ctypes.Structure):
+    """`prunus::Projection` of native/block.h: the first half of a block."""
+
+    _fields_ = (
+        ("type", ctypes.c_int32),
+        *((name, ctypes.c_int64) for name in ("batch", "width", "head_width")),
+        *((name, ctypes.c_void_p) for name in ("hidden", "cos", "sin")),
+        ("angles", ctypes.c_int64),
+        *((name, Norm) for name in ("norm", "query_norm", "key_norm")),
+        ("matrices", Matrix * 3),
+        ("bias", ctypes.c_void_p * 3),
+        ("out", ctypes.c_void_p * 3),
+    )
+
+
+class Completion(ctypes.Structure):
+    """`prunus::Completion` of native/block.h: the second half."""
+
+    _fields_ = (
+        ("type", ctypes.c_int32),
+        *((name, ctypes.c_int64) for name in ("batch", "width")),
+        *((name, ctypes.c_void_p) for name in ("hidden", "attended")),
+        ("norm", Norm),
+        ("matrices", Matrix * 4),
+        ("bias", ctypes.c_void_p * 4),
         ("out", ctypes.c_void_p),
     )
 
@@ -150,6 +185,14 @@ class Kernels:
         )
         self._library.prunus_attend(ctypes.byref(told), torch.get_num_threads())
         return out_BHW
+
+    def project(self, told: Projection) -> None:
+        """A block up to its attention; whoever asks has seen to it that every tensor lies as block.h says."""
+        self._library.prunus_project(ctypes.byref(told), torch.get_num_threads())
+
+    def complete(self, told: Completion) -> None:
+        """A block from its attention on."""
+        self._library.prunus_complete(ctypes.byref(told), torch.get_num_threads())
 
     def use_huge_pages(self, memory: Tensor) -> None:
         """Large pages for a tensor that will be read many times, where the system has them."""

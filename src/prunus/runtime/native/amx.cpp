@@ -6,6 +6,9 @@
   "avx2,fma,bmi2,popcnt,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,avx512bf16,amx-tile,amx-bf16"
 #include "target.h"
 
+#define PRUNUS_LANES 16
+#include "attention.inl"
+#include "rows.inl"
 #include "cells512.inl"
 
 namespace prunus {
@@ -83,13 +86,9 @@ void expand(const Matrix& m, int64_t strip, int rows, Type type, void* out) {
   avx512_full_kernels.expand(m, strip, rows, type, out);
 }
 
-void attend(const Attention& a, int64_t batch, int64_t head, int count) {
-  avx512_full_kernels.attend(a, batch, head, count);
-}
-
 }  // namespace
 
-const Kernels amx_kernels = {"amx", true, product, expand, attend};
+const Kernels amx_kernels = {"amx", true, product, expand, attend, rows};
 
 }  // namespace prunus
 #include "target_end.h"

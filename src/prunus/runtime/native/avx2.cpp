@@ -84,10 +84,11 @@ struct Vector {
 
 #define PRUNUS_LANES 8
 #include "attention.inl"
+#include "rows.inl"
 #include "table.inl"
 
 namespace prunus {
-const Kernels avx2_kernels = {"avx2", false, product, expand, attend};
+const Kernels avx2_kernels = {"avx2", false, product, expand, attend, rows};
 }
 #include "target_end.h"
 #endif

@@ -89,10 +89,11 @@ struct Vector {
 
 #define PRUNUS_LANES 16
 #include "attention.inl"
+#include "rows.inl"
 #include "table.inl"
 
 namespace prunus {
-const Kernels avx512_kernels = {"avx512", false, product, expand, attend};
+const Kernels avx512_kernels = {"avx512", false, product, expand, attend, rows};
 }
 #include "target_end.h"
 #endif

@@ -8,6 +8,7 @@
 
 #define PRUNUS_LANES 16
 #include "attention.inl"
+#include "rows.inl"
 #include "cells512.inl"
 
 namespace prunus {
@@ -272,7 +273,7 @@ void expand(const Matrix& m, int64_t strip, int rows, Type type, void* out) {
 
 }  // namespace
 
-const Kernels avx512_full_kernels = {"avx512-vbmi2", true, product, expand, attend};
+const Kernels avx512_full_kernels = {"avx512-vbmi2", true, product, expand, attend, rows};
 
 }  // namespace prunus
 #include "target_end.h"

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "attention.h"
+#include "rows.h"
 
 namespace prunus {
 
@@ -14,7 +15,6 @@ constexpr int kTile = 16;       // columns of a tile
 constexpr int kMaxBatch = 16;   // inputs that a strip is multiplied with at once
 
 enum Layout : int32_t { kDense = 0, kBitmask = 1, kTwoOfFour = 2, kTiles = 3 };
-enum Type : int32_t { kBfloat16 = 0, kInt8 = 1, kFloat32 = 2 };
 
 struct Matrix {
   int32_t layout, type;
@@ -57,6 +57,7 @@ struct Kernels {
   StripProduct product;
   StripExpansion expand;
   HeadsAttention attend;
+  RowSteps rows;
 };
 
 extern const Kernels portable_kernels;

@@ -4,10 +4,11 @@
 #include "target.h"
 
 #include "attention.inl"
+#include "rows.inl"
 #include "neon.inl"
 
 namespace prunus {
-const Kernels neon_dot_kernels = {"neon-dot", false, product, expand, attend};
+const Kernels neon_dot_kernels = {"neon-dot", false, product, expand, attend, rows};
 }
 #include "target_end.h"
 #endif

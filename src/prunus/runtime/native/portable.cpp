@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "attention.inl"
+#include "rows.inl"
 #include "cells.h"
 #include "matrix.h"
 #include "numbers.h"
@@ -120,6 +121,6 @@ void expand(const Matrix& m, int64_t strip, int rows, Type type, void* out) {
 
 }  // namespace
 
-const Kernels portable_kernels = {"portable", false, product, expand, attend};
+const Kernels portable_kernels = {"portable", false, product, expand, attend, rows};
 
 }  // namespace prunus

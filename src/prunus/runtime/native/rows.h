@@ -1,0 +1,25 @@
+// What happens to the numbers of one token beside products and attention. Every step rounds where torch rounds.
+#pragma once
+#include <cstdint>
+
+namespace prunus {
+
+enum Type : int32_t { kBfloat16 = 0, kInt8 = 1, kFloat32 = 2 };
+
+// Root mean square norm; weights are of the type of the row.
+struct Norm {
+  const void* weight;  // or null: there is no norm
+  float epsilon;
+};
+
+// All of `type`, bfloat16 or fp32; `out` may be what is read.
+struct RowSteps {
+  void (*norm)(Type type, const void* row, const Norm& norm, int64_t width, void* out);
+  // Of one head, in place: its two halves are turned by the angles of `cos` and `sin`, `width` of each.
+  void (*rotate)(Type type, void* row, const void* cos, const void* sin, int64_t width);
+  // silu(gate) * up
+  void (*gate)(Type type, const void* gate, const void* up, int64_t count, void* out);
+  void (*add)(Type type, const void* one, const void* other, int64_t count, void* out);
+};
+
+}  // namespace prunus

@@ -67,15 +67,22 @@ def write_cases(file: Path, cases: Iterable[Case]) -> Path:
     return file
 
 
-def read_results(file: Path, cases: Iterable[Case]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """(product (M, O), the matrix (O, I) in the dtype of the inputs, attention (heads, width)) of each case."""
+def is_square(packed: Packed) -> bool:
+    """Whether the driver makes a whole block of it."""
+    return packed.rows == packed.columns and packed.rows % 4 == 0
+
+
+def read_results(file: Path, cases: Iterable[Case]) -> Iterator[list[Tensor]]:
+    """Of each case: the product (M, O), the matrix (O, I) in the dtype of the inputs, attention (heads, width), and what
+    comes out of a block (M, I) for a square one."""
     raw, at = bytearray(file.read_bytes()), 0
     for packed, x_MI in cases:
         found = []
         attended = (min(len(x_MI), ATTENDING), min(packed.columns, WIDEST))
-        for shape in ((len(x_MI), packed.rows), (packed.rows, packed.columns), attended):
+        products = [(len(x_MI), packed.rows)] * (2 if is_square(packed) else 1)
+        for shape in (products[0], (packed.rows, packed.columns), attended, *products[1:]):
             count = shape[0] * shape[1]
             found.append(torch.frombuffer(raw, dtype=x_MI.dtype, count=count, offset=at).view(shape))
             at += count * x_MI.element_size()
-        yield found[0], found[1], found[2]
+        yield found
     assert at == len(raw)

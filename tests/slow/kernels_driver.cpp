@@ -23,11 +23,12 @@
 #include <unistd.h>
 #endif
 
-#include "attention.h"
-#include "matrix.h"
+#include "block.h"
 
 using prunus::Attention;
+using prunus::Completion;
 using prunus::Matrix;
+using prunus::Projection;
 
 extern "C" {
 int32_t prunus_interface_version();
@@ -38,6 +39,8 @@ void prunus_multiply(const Matrix*, int32_t count, const void* x, int32_t type, 
                      int32_t threads);
 void prunus_expand(const Matrix*, int64_t first, int64_t strips, void* out, int32_t type, int32_t threads);
 void prunus_attend(const Attention*, int32_t threads);
+void prunus_project(const Projection*, int32_t threads);
+void prunus_complete(const Completion*, int32_t threads);
 }
 
 namespace {
@@ -127,6 +130,28 @@ struct Case {
     prunus_attend(&attention, threads);
     return out;
   }
+
+  bool is_square() const { return matrix.rows == matrix.columns && matrix.rows % 4 == 0; }
+
+  // Two heads' block without an attention: the matrix is all seven, and the first input is norms and biases. Queries stand
+  // for what was attended to, keys for the hidden states; cosines are a half of the inputs, and sines the other one.
+  Part stepped(int threads) const {
+    const int64_t width = matrix.columns, head = width / 2;
+    const size_t size = batch * width * element();
+    Part query(size, element()), key(size, element()), value(size, element()), out(size, element());
+    const char* const x = parts[4].bytes;
+    Part norm(width * element(), element()), head_norm(head * element(), element());
+    std::memcpy(norm.bytes, x, norm.size);
+    std::memcpy(head_norm.bytes, x, head_norm.size);
+    Projection first{type, batch, width, head, x, x, x + head * element(), width, {norm.bytes, 1e-5f},
+                     {head_norm.bytes, 1e-6f}, {nullptr, 0}, {matrix, matrix, matrix}, {norm.bytes, nullptr, nullptr},
+                     {query.bytes, key.bytes, value.bytes}};
+    prunus_project(&first, threads);
+    const Completion second{type, batch, width, key.bytes, query.bytes, {norm.bytes, 1e-5f},
+                            {matrix, matrix, matrix, matrix}, {nullptr, norm.bytes, nullptr, norm.bytes}, out.bytes};
+    prunus_complete(&second, threads);
+    return out;
+  }
 };
 
 bool equal(const Part& one, const Part& other) {
@@ -153,6 +178,10 @@ void run(const std::vector<Case>& cases, const std::string& level, const std::st
     write(to, product);
     write(to, expanded);
     write(to, attended);
+    if (!one.is_square()) continue;
+    const Part stepped = one.stepped(1);
+    if (!equal(stepped, one.stepped(3))) fail("threads change a block");
+    write(to, stepped);
   }
   if (!to.flush()) fail("cannot write " + out);
 }
@@ -178,7 +207,7 @@ void hammer(const std::vector<Case>& cases) {
 
 int main(int count, char** arguments) {
   if (count < 3) fail("CASES OUT [LEVEL...], or CASES --hammer");
-  if (prunus_interface_version() != 2) fail("the interface is another one");
+  if (prunus_interface_version() != 3) fail("the interface is another one");
   const std::vector<Case> cases = read_cases(arguments[1]);
   if (!std::strcmp(arguments[2], "--hammer")) {
     hammer(cases);

@@ -18,7 +18,7 @@ from prunus.runtime.multiply import FEW
 
 pytestmark = pytest.mark.slow
 
-SHAPES = ((1, 1), (16, 64), (17, 65), (33, 3), (15, 130), (50, 200))
+SHAPES = ((1, 1), (16, 64), (17, 65), (33, 3), (15, 130), (50, 200), (20, 20))
 STRICT = ("-Wall", "-Wextra", "-Werror")
 
 
@@ -42,11 +42,15 @@ def file(cases: list[Case], tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _check(out: Path, level: str, cases: list[Case]) -> None:
     """Results of a level, against float64; expanded matrices have to be exact."""
     results = read_results(Path(f"{out}.{level}"), cases)
-    for (packed, x_MI), (y_MO, weight_OI, attended_HW) in zip(cases, results, strict=True):
+    for (packed, x_MI), (y_MO, weight_OI, attended_HW, *stepped) in zip(cases, results, strict=True):
         y64_MO, off_MO = (torch.cat(each) for each in zip(*_by_few(packed, x_MI), strict=True))
         assert ((y_MO.double() - y64_MO).abs() <= off_MO).all(), (level, packed.layout, packed.rows, packed.columns)
         assert torch.equal(weight_OI, unpack(packed).to(x_MI.dtype)), (level, packed.layout)
         assert torch.allclose(attended_HW, _attended(x_MI), rtol=1e-2 if x_MI.dtype == torch.bfloat16 else 1e-4), level
+        exact = packed.scale_O is None and x_MI.dtype == torch.float32
+        for found_MI in stepped:
+            off, size = (found_MI - _stepped(packed, x_MI)).norm(), found_MI.double().norm()
+            assert off <= (1e-5 if exact else 0.05) * size, (level, packed.layout, float(off / size))
 
 
 def _attended(x_MI: Tensor) -> Tensor:
@@ -55,6 +59,29 @@ def _attended(x_MI: Tensor) -> Tensor:
     score_HT = key_TW[:ATTENDING] @ key_TW.T / 4
     score_HT[:, 1::3] = -torch.inf
     return (score_HT.softmax(-1) @ key_TW).to(x_MI.dtype)
+
+
+def _stepped(packed: Packed, x_MI: Tensor) -> Tensor:
+    """What the driver has a block make of the inputs, in float64."""
+    weight_OI, x_MI = unpack(packed).double(), x_MI.double()
+    weight_I, half = x_MI[0], x_MI.shape[1] // 2
+    cos, sin = (one.unsqueeze(1) for one in x_MI.split(half, 1))
+    normed_MI = _norm(x_MI, weight_I, 1e-5) @ weight_OI.T
+    query = _norm((normed_MI + weight_I).unflatten(1, (2, half)), weight_I[:half], 1e-6)
+    query_MI, key_MI = (_turned(one, cos, sin).flatten(1) for one in (query, normed_MI.unflatten(1, (2, half))))
+    after_MI = key_MI + query_MI @ weight_OI.T
+    inner_MI = _norm(after_MI, weight_I, 1e-5) @ weight_OI.T
+    gated_MI = torch.nn.functional.silu(inner_MI + weight_I) * inner_MI
+    return after_MI + gated_MI @ weight_OI.T + weight_I
+
+
+def _norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    return x / (x.square().mean(-1, keepdim=True) + epsilon).sqrt() * weight
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x.chunk(2, -1)
+    return x * cos + torch.cat([-second, first], -1) * sin
 
 
 def _by_few(packed: Packed, x_MI: Tensor) -> list[tuple[Tensor, Tensor]]:

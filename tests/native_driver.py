@@ -73,8 +73,8 @@ def is_square(packed: Packed) -> bool:
 
 
 def read_results(file: Path, cases: Iterable[Case]) -> Iterator[list[Tensor]]:
-    """Of each case: the product (M, O), the matrix (O, I) in the dtype of the inputs, attention (heads, width), and what
-    comes out of a block (M, I) for a square one."""
+    """Of each case: the product (M, O), the matrix (O, I) in the dtype of the inputs, attention (heads, width), and for
+    a square one what comes out of a block (M, I)."""
     raw, at = bytearray(file.read_bytes()), 0
     for packed, x_MI in cases:
         found = []

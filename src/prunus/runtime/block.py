@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.errors import UserError
-from prunus.runtime.block_parts import agree, try_block
+from prunus.runtime.block_parts import agree, is_watched, try_block
 from prunus.runtime.block_plan import Plan
 from prunus.runtime.linear import PackedLinear
 from prunus.runtime.multiply import FEW
@@ -42,7 +42,7 @@ class BlockDecoder:
         self._refused = False  # for good: the block does something else
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        hidden_BTD = args[0] if args else kwargs.get("hidden_states")
+        hidden_BTD: Any = args[0] if args else kwargs.get("hidden_states")
         if len(args) < 2 and not self._refused and _is_decoding(self.block, hidden_BTD, kwargs):
             plan = self._plan_for(hidden_BTD, kwargs)
             if plan is not None and plan.takes(hidden_BTD, *kwargs["position_embeddings"]):
@@ -50,9 +50,16 @@ class BlockDecoder:
                 return plan(hidden_BTD, *asked)
         return type(self.block).forward(self.block, *args, **kwargs)
 
+    @property
+    def stands_in(self) -> bool:
+        """Whether the kernels were found to do what the block does."""
+        return self._plan is not None
+
     def _plan_for(self, hidden_BTD: Tensor, kwargs: dict[str, Any]) -> Plan | None:
         """Made at the first token, and again after tensors or modules are others."""
         if self._plan is None or not self._plan.holds():
+            if is_watched(self.block):
+                return None
             trial = try_block(self.block, hidden_BTD, kwargs)
             plan = None if trial is None else Plan(self.block, trial.parts, hidden_BTD.dtype)
             self._plan = plan if plan is not None and trial is not None and agree(plan, trial) else None
@@ -68,7 +75,7 @@ def _is_decoding(block: nn.Module, hidden_BTD: Any, kwargs: dict[str, Any]) -> b
     """Whether this is one new token of a few texts, and nobody looks at what happens on the way."""
     if not isinstance(hidden_BTD, Tensor) or hidden_BTD.ndim != 3 or hidden_BTD.shape[1] != 1 or len(hidden_BTD) > FEW:
         return False
-    if torch.compiler.is_compiling() or torch.is_grad_enabled() or block.training:
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or block.training:
         return False
     if hidden_BTD.dtype not in RUNS_IN or hidden_BTD.device.type != "cpu":
         return False

@@ -1,7 +1,7 @@
 """Which modules a decoder block is made of, read off one token that it takes on trial; and whether a stand-in agrees.
 
-A block is of the common kind when it calls norm, q, k, v, o, norm, gate, up and down in that order, perhaps with norms on
-q and k, and does between them what such a block does: the very operations, counted, with the same result on random
+A block is of the common kind when it calls norm, q, k, v, o, norm, gate, up and down in that order, perhaps with norms
+on q and k, and does between them what such a block does: the very operations, counted, with the same result on random
 numbers. An operation too many, as caps, clips and multipliers are, and the block is left alone.
 """
 
@@ -84,6 +84,17 @@ def agree(stand_in: StandIn, trial: Trial) -> bool:
     return bool(off.norm() <= TOLERANCE * added.norm())
 
 
+def is_watched(block: nn.Module) -> bool:
+    """Whether a module inside has to be called, since somebody waits for that or has put something in its place."""
+    inside = (one for one in block.modules() if one is not block)
+    return any(one._forward_hooks or one._forward_pre_hooks or "forward" in one.__dict__ for one in inside)
+
+
+def weight_of(norm: nn.Module) -> Tensor:
+    weight: Tensor = norm.weight  # type: ignore[assignment]
+    return weight
+
+
 def epsilon_of(norm: nn.Module) -> float | None:
     """What a norm adds under its root; None where nobody knows."""
     found = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
@@ -95,7 +106,7 @@ class Past:
 
     layer = -1
 
-    def update(self, key: Tensor, value: Tensor, layer: int, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(self, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         self.layer, generator = layer, torch.Generator().manual_seed(1)
         shape = (*key.shape[:2], POSITIONS, key.shape[-1])
         before = [torch.randn(shape, generator=generator).to(key.dtype) for _ in range(2)]
@@ -106,7 +117,7 @@ class _Operations(TorchDispatchMode):  # type: ignore[misc]
     """Counts what torch computes."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.counted: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -116,7 +127,7 @@ class _Operations(TorchDispatchMode):  # type: ignore[misc]
 
 
 def _expected(parts: Parts) -> Counter[str]:
-    """Of a block of the common kind: its norms, the rotation of q and k, the gate, two sums, and two joins by `Past`."""
+    """Of a block of the common kind: norms, the rotation of q and k, the gate, two sums, and what `Past` joins."""
     norms, biases = len(parts.norms), sum(one.bias is not None for one in parts.linears)
     each = {"pow": norms, "mean": norms, "rsqrt": norms, "neg": 2, "cat": 4, "silu": 1}
     return Counter({**each, "mul": 2 * norms + 5, "add": norms + 4 + biases})
@@ -144,11 +155,11 @@ def _parts(block: nn.Module, calls: list[str], past: "Past", cos: Tensor) -> Par
     scaling = getattr(attention, "scaling", None)
     if kinds not in KINDS or past.layer < 0 or not isinstance(scaling, float):
         return None
-    of_heads = norms[1:-1] or [None, None]
+    query_norm, key_norm = norms[1:-1] if len(norms) == 4 else (None, None)
     parts = Parts(
         norm=norms[0],
-        query_norm=of_heads[0],
-        key_norm=of_heads[1],
+        query_norm=query_norm,
+        key_norm=key_norm,
         second_norm=norms[-1],
         linears=linears,
         attention=attention,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.runtime.attention import NAME, attention
-from prunus.runtime.block_parts import Parts, epsilon_of
+from prunus.runtime.block_parts import Parts, epsilon_of, weight_of
 from prunus.runtime.native import TYPES, Completion, Kernels, Norm, Projection, kernels
 
 
@@ -21,7 +21,7 @@ class Plan:
         self.parts, self.dtype = parts, dtype
         self._links = [(owner._modules, name, one) for owner in block.modules() for name, one in _children(owner)]
         self._multipliers = [one.multiplier for one in parts.linears]
-        self._norms = [one.weight.detach() for one in parts.norms]  # keeps their memory
+        self._norms = [weight_of(one).detach() for one in parts.norms]  # keeps their memory
         self._biases = [None if one.bias is None else one.bias.to(dtype) for one in parts.linears]
         self._projection, self._completion = self._told_projection(), self._told_completion()
 
@@ -38,17 +38,17 @@ class Plan:
             if modules.get(name) is not one:
                 return False
         for linear, multiplier in zip(self.parts.linears, self._multipliers, strict=True):
-            if linear.multiplier is not multiplier:
+            if linear.multiplier is not multiplier:  # made anew when any of its tensors is another
                 return False
         for norm, weight in zip(self.parts.norms, self._norms, strict=True):
-            if norm.weight.data_ptr() != weight.data_ptr():
+            if weight_of(norm).data_ptr() != weight.data_ptr():
                 return False
         return True
 
     def takes(self, hidden_BTD: Tensor, cos: Tensor, sin: Tensor) -> bool:
         """Whether the tensors lie as the kernels read them, and nobody looks inside the block."""
-        for _, _, one in self._links:  # whoever is watched has to be called, and so has what stands in its place
-            if one._forward_hooks or one._forward_pre_hooks or "forward" in one.__dict__:
+        for _, _, one in self._links:
+            if one._forward_hooks or one._forward_pre_hooks or "forward" in one.__dict__:  # as in `is_watched`
                 return False
         if not cos.dtype == sin.dtype == hidden_BTD.dtype == self.dtype or cos.stride() != sin.stride():
             return False
@@ -105,7 +105,7 @@ def _native() -> Kernels:
 
 
 def _norm(module: nn.Module) -> Norm:
-    return Norm(module.weight.data_ptr(), epsilon_of(module))
+    return Norm(weight_of(module).data_ptr(), epsilon_of(module))
 
 
 def _addresses(tensors: Iterable[Tensor | None]) -> list[int | None]:

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from itertools import pairwise, product
 from typing import Any
 
@@ -96,16 +97,16 @@ def _plain(model: Any) -> Any:
     return other
 
 
-@torch.no_grad()
 def _last(model: Any, texts: int = 1, tokens: int = 3) -> Tensor:
     """Hidden states of the last of a few tokens that come one by one; the first of several texts is padded."""
     ids = torch.arange(texts * 12).mul(7).remainder(31).add(1).view(texts, 12)
     mask = torch.ones_like(ids)
     mask[0, :4] = texts == 1
     past = None
-    for first, end in ((0, 12 - tokens), *((one, one + 1) for one in range(12 - tokens, 12))):
-        found = model.model(ids[:, first:end], attention_mask=mask[:, :end], past_key_values=past, use_cache=True)
-        past = found.past_key_values
+    with nullcontext() if torch.is_inference_mode_enabled() else torch.no_grad():
+        for first, end in ((0, 12 - tokens), *((one, one + 1) for one in range(12 - tokens, 12))):
+            found = model.model(ids[:, first:end], attention_mask=mask[:, :end], past_key_values=past, use_cache=True)
+            past = found.past_key_values
     return torch.as_tensor(found.last_hidden_state)
 
 
@@ -144,6 +145,15 @@ def test_a_family_generates_what_its_own_code_does(family: str, tmp_path) -> Non
     assert sum(_stands_in(model)) == TAKEN.get(family, 0)
     assert torch.equal(found.sequences, expected.sequences)
     assert torch.allclose(torch.stack(found.scores), torch.stack(expected.scores), atol=1e-4)
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_both_ways_without_gradients(mode: type[torch.no_grad]) -> None:
+    model = _model()
+    with mode():
+        found = _last(model)
+    assert all(_stands_in(model))
+    assert torch.allclose(found, _last(_plain(model)), atol=1e-4)
 
 
 def test_threads_do_not_change_it() -> None:

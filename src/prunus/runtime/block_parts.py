@@ -58,6 +58,8 @@ class StandIn(Protocol):
     def __call__(self, hidden_BTD: Tensor, cos: Tensor, sin: Tensor, cache: Any, mask: Tensor | None) -> Tensor: ...
 
 
+@torch.inference_mode(False)  # in which operations reach `_Operations` whole, and under other names
+@torch.no_grad()
 def try_block(block: nn.Module, hidden_BTD: Tensor, kwargs: dict[str, Any]) -> Trial | None:
     """Have it take a random token in place of this one. None for a block of another kind."""
     numbers, past = torch.Generator().manual_seed(0), Past()

@@ -5,12 +5,12 @@ No table says which blocks these are: the first token shows what a block does, a
 the same (`block_parts.py`). Everything else, prefill and training among it, stays with the block itself.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from prunus.errors import UserError
 from prunus.runtime.block_parts import agree, is_watched, try_block
 from prunus.runtime.block_plan import Plan
 from prunus.runtime.linear import PackedLinear
@@ -22,15 +22,15 @@ RUNS_IN = (torch.bfloat16, torch.float32)
 
 def decode_in_blocks(model: Any) -> None:
     """For a whole model; what cannot stays as it is."""
-    from prunus.models.trace import find_blocks  # needs all of transformers, which imports this while it loads
-
-    try:
-        _, blocks = find_blocks(model)
-    except UserError:  # no decoder as we know them
-        return
-    for block in blocks:
+    for block in _listed(model):
         if kernels() and any(isinstance(module, PackedLinear) for module in block.modules()):
             block.__dict__["forward"] = BlockDecoder(block)  # an instance attribute shadows the class's method
+
+
+def _listed(module: nn.Module) -> Iterator[nn.Module]:
+    """What the outermost lists of modules hold, which is where decoders keep their blocks."""
+    for child in module.children():
+        yield from child if isinstance(child, nn.ModuleList) else _listed(child)
 
 
 class BlockDecoder:

@@ -1,8 +1,9 @@
 """What packing a model would gain on this machine, before anything is pruned: `prunus profile --engine sparse-cpu`.
 
 A decoded token takes the products of all matrices, at the rates that a micro-benchmark finds for each pattern and type,
-and everything else that the model does for a token. The latter is timed with the model itself, its weights random, less
-the products in it.
+and everything else that the model does for a token. The latter is timed with the model itself, its weights random and
+half of them zeros, less the products in it. What these products take, beside what the micro-benchmark makes of them,
+corrects its rates: memory is not equally fast wherever a machine puts it.
 """
 
 import time
@@ -34,6 +35,7 @@ LLAMA_CPP_SHARE = 0.8  # of the bandwidth, as it reaches at best: docs/sparse-cp
 BITS_OF_4 = 4.5  # Q4_0: 32 weights of 4 bits and a scale of 16
 _PROMPT, _TOKENS, _ROUNDS = 128, 8, 3
 _LEAST = 512
+_STAND_IN = "0.5"  # the pattern of the model that is timed, in bfloat16
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,15 @@ class Products:
         return self.inside + self.head
 
 
+@dataclass(frozen=True, slots=True)
+class Token:
+    """Seconds of one: its products, and everything else, by our kernels and by torch."""
+
+    products: float
+    outside: float
+    outside_by_torch: float
+
+
 def advise(model: StreamedModel) -> dict[str, Any]:
     """Predicted decode speed (batch 1, bfloat16) of every pattern and type on this machine, and what it says.
 
@@ -67,10 +78,11 @@ def advise(model: StreamedModel) -> dict[str, Any]:
     with progress("Micro-benchmark", 2) as advance:
         costs = measure_costs(_typical(blocks))
         advance(1, "the rest of a token")
-        outside, by_torch = _outside(model, [*blocks, head])
+        token = _token(model, [*blocks, head])
         advance(1)
     products = Products(sum(map(_weights, blocks)), len(blocks), _weights(head), tied=model.spec.head is None)
-    rows = [_row(products, costs, outside, pattern, kind) for kind in TYPES for pattern in PATTERNS]
+    costs = costs.corrected(token.products / _stand_in_products(products, costs))
+    rows = [_row(products, costs, token.outside, pattern, kind) for kind in TYPES for pattern in PATTERNS]
     four_bits = _four_bits(products, costs)
     return {
         "engine": ADVISES,
@@ -78,8 +90,8 @@ def advise(model: StreamedModel) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "bandwidth_gigabytes_per_second": costs.memory / 1e9,
         "measured_on": list(costs.shape),
-        "seconds_outside_products": outside,
-        "rows": [_in_transformers(products, costs, by_torch), four_bits, *rows],
+        "seconds_outside_products": token.outside,
+        "rows": [_in_transformers(products, costs, token.outside_by_torch), four_bits, *rows],
         "says": _verdicts(rows, four_bits),
     }
 
@@ -93,6 +105,11 @@ def _typical(sources: Sequence[Source]) -> tuple[int, int]:
     shapes = Counter(source.linear.shape for source in sources)
     rows, columns = max(shapes, key=lambda shape: shape[0] * shape[1] * shapes[shape])
     return max(rows, _LEAST), max(columns, _LEAST)
+
+
+def _stand_in_products(products: Products, costs: Costs) -> float:
+    """What the micro-benchmark makes of the products that `_token` times."""
+    return products.weights * costs.seconds_per_weight[_STAND_IN, "bf16"] + (products.matrices + 1) * costs.per_call
 
 
 def _row(products: Products, costs: Costs, outside: float, pattern: str, kind: str) -> dict[str, Any]:
@@ -143,8 +160,8 @@ def _verdict(row: dict[str, Any], dense: list[dict[str, Any]]) -> str:
 
 
 @torch.inference_mode()
-def _outside(model: StreamedModel, sources: Sequence[Source]) -> tuple[float, float]:
-    """Seconds of a token that are not products of packed matrices: with our attention, and with torch's.
+def _token(model: StreamedModel, sources: Sequence[Source]) -> Token:
+    """Of a stand-in for the model, all of whose matrices are packed.
 
     Every layer's matrices lie apart in memory, as they will: the weights that a token reads drive everything else out
     of the caches, and Python's own work then takes twice as long. Tokens and their products are timed in turn: the
@@ -153,14 +170,16 @@ def _outside(model: StreamedModel, sources: Sequence[Source]) -> tuple[float, fl
     module, packed = _stand_in(model, sources)
     ours = module.config._attn_implementation
     found: dict[str, list[float]] = {ours: [], "sdpa": []}
+    products: list[float] = []
     prompt_1T = torch.zeros(1, _PROMPT, dtype=torch.int64)
     generate(module, prompt_1T, 4)
     for _ in range(_ROUNDS):
         for attention, seconds in found.items():
             module.set_attn_implementation(attention)
             steps = generate(module, prompt_1T, _TOKENS).steps
-            seconds.append(median(steps) - median(seconds_of(packed) for _ in range(len(steps))))
-    return max(median(found[ours]), 0.0), max(median(found["sdpa"]), 0.0)
+            products.append(median(seconds_of(packed) for _ in range(len(steps))))
+            seconds.append(median(steps) - products[-1])
+    return Token(median(products), max(median(found[ours]), 0.0), max(median(found["sdpa"]), 0.0))
 
 
 def seconds_of(modules: Sequence[PackedLinear]) -> float:
@@ -175,7 +194,9 @@ def seconds_of(modules: Sequence[PackedLinear]) -> float:
 def _stand_in(model: StreamedModel, sources: Sequence[Source]) -> tuple[Any, list[PackedLinear]]:
     module = build_on_meta(model.config, dtype=torch.bfloat16, trust_remote_code=model.checkpoint.trust_remote_code)
     restore_buffers(module)
-    made = {shape: packed_as("0.5", torch.bfloat16, *shape) for shape in {source.linear.shape for source in sources}}
+    made = {
+        shape: packed_as(_STAND_IN, torch.bfloat16, *shape) for shape in {source.linear.shape for source in sources}
+    }
     packed = [PackedLinear.holding(one) for one in _apart([made[source.linear.shape] for source in sources])]
     for source, one in zip(sources, packed, strict=True):
         module.set_submodule(source.module, one)

@@ -63,7 +63,7 @@ void add_rows(const Value* one, const Value* other, int64_t count, Value* out) {
   for (int64_t i = 0; i < count; ++i) set(out + i, number(one[i]) + number(other[i]));
 }
 
-// Calls a step with pointers of the right type: void pointers become those, everything else stays.
+// The same place, as numbers of a type.
 template <class Value>
 inline Value* typed(void* pointer) { return static_cast<Value*>(pointer); }
 template <class Value>

@@ -1,6 +1,5 @@
 """The attention of one token, on every instruction set of this processor: against float64, and inside transformers."""
 
-from collections.abc import Iterator
 from itertools import product
 from types import SimpleNamespace
 
@@ -11,30 +10,16 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoModelForCausalLM
 
 import prunus
+from native_levels import NATIVE, native, needs_kernels, the_best_level_afterwards  # noqa: F401
 from packed_models import save_sparse, write_packed
 from prunus.runtime import attention
 from prunus.runtime.attention import NAME, WIDEST
-from prunus.runtime.native import Kernels, kernels, library_file
 
-BUILT = library_file() is not None
-NATIVE = kernels().levels if BUILT else []  # type: ignore[union-attr]
 HEADS = ((1, 1), (4, 4), (9, 3), (7, 1), (12, 2))  # and the groups that share keys and values
 SHAPES = ((1, 64), (5, 20), (127, 33), (128, 64), (129, 1), (300, 80), (400, WIDEST))  # positions, width of a head
 ROUNDED = {torch.float32: 0.0, torch.bfloat16: 2.0**-8}  # of a result, relative
 OFF = 1e-5  # scores go up to 30, and the softmax makes of their rounding errors relative ones
-pytestmark = pytest.mark.skipif(not BUILT, reason="prunus was installed without its kernels: no C++ compiler")
-
-
-@pytest.fixture(autouse=True)
-def _the_best_level_afterwards() -> Iterator[None]:
-    yield
-    _native().use_level(NATIVE[0])
-
-
-def _native() -> Kernels:
-    found = kernels()
-    assert found is not None
-    return found
+pytestmark = needs_kernels
 
 
 def _tensors(heads: int, groups: int, positions: int, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -56,7 +41,7 @@ def _mask(positions: int) -> Tensor:
 @pytest.mark.parametrize("dtype", ROUNDED)
 @pytest.mark.parametrize("level", NATIVE)
 def test_against_float64(level: str, dtype: torch.dtype) -> None:
-    _native().use_level(level)
+    native().use_level(level)
     for (heads, groups), (positions, width) in product(HEADS, SHAPES):
         query, key, value = _tensors(heads, groups, positions, width, dtype)
         for mask, scale in ((None, None), (_mask(positions), 0.5)):
@@ -76,20 +61,20 @@ def test_scores_far_apart_and_places_where_nobody_looks() -> None:
     value = torch.arange(300.0).view(1, 1, 300, 1).expand(-1, -1, -1, 16).contiguous()
     for sign, largest in ((1.0, 299), (-1.0, 0)):
         query = torch.zeros(1, 1, 16).index_fill(2, torch.tensor(0), sign * 100)
-        assert torch.allclose(_native().attend(query, key, value, None, 1.0), torch.full((1, 1, 16), float(largest)))
+        assert torch.allclose(native().attend(query, key, value, None, 1.0), torch.full((1, 1, 16), float(largest)))
     mask = torch.zeros(1, 300, dtype=torch.bool)
-    assert not _native().attend(query, key, value, mask, 1.0).any()
+    assert not native().attend(query, key, value, mask, 1.0).any()
     mask[0, 200] = True  # behind a whole block of nothing, far below the scores that are not looked at
-    assert torch.equal(_native().attend(query, key, value, mask, 1.0), torch.full((1, 1, 16), 200.0))
+    assert torch.equal(native().attend(query, key, value, mask, 1.0), torch.full((1, 1, 16), 200.0))
 
 
 @pytest.mark.parametrize("level", NATIVE)
 @pytest.mark.parametrize("where", ["query", "key", "value"])
 def test_what_is_no_number_stays_none(level: str, where: str) -> None:
-    _native().use_level(level)
+    native().use_level(level)
     tensors = dict(zip(("query", "key", "value"), _tensors(4, 2, 200, 64, torch.float32), strict=True))
     tensors[where][0, 0, -1, 5] = torch.nan
-    found = _native().attend(tensors["query"][:, :, 0], tensors["key"], tensors["value"], None, 0.1)
+    found = native().attend(tensors["query"][:, :, 0], tensors["key"], tensors["value"], None, 0.1)
     assert found[0, 0].isnan().any()
     assert not found[1].isnan().any()
 
@@ -99,7 +84,7 @@ def test_threads_do_not_change_it() -> None:
     found, threads = [], torch.get_num_threads()
     for count in (1, 2, 3):
         torch.set_num_threads(count)
-        found.append(_native().attend(query[:, :, 0], key, value, None, 0.1))
+        found.append(native().attend(query[:, :, 0], key, value, None, 0.1))
     torch.set_num_threads(threads)
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])

@@ -1,7 +1,8 @@
 """One token through a whole block by the kernels: what the block's own code gives, on every instruction set."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from itertools import pairwise, product
 from typing import Any
@@ -11,36 +12,22 @@ import torch
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
+from native_levels import NATIVE, native, needs_kernels, the_best_level_afterwards  # noqa: F401
 from packed_case import CASES
 from packed_models import save_sparse, write_packed
 from prunus.models.families import FAMILIES
 from prunus.runtime import TYPES, pack
 from prunus.runtime.block import BlockDecoder
 from prunus.runtime.linear import PackedLinear, optimize_decoding
-from prunus.runtime.native import Kernels, kernels, library_file
 from prunus.runtime.timing import random_matrix
 
-BUILT = library_file() is not None
-NATIVE = kernels().levels if BUILT else []  # type: ignore[union-attr]
 TAKEN = {"llama": 3, "mistral": 3, "qwen2": 3, "qwen3": 3, "qwen3_moe": 1}  # blocks of three that ours stands in for
 # widths that are a multiple of nothing: hidden, FFN, heads, groups, of a head
 SIZES = ((48, 52, 4, 2, 12), (40, 130, 4, 1, 10), (64, 96, 4, 4, 16), (20, 7, 1, 1, 2))
 PATTERNS = {"dense": "0", "bitmask": "0.5", "2:4": "2:4", "tiles": "tiles-0.5"}
 OFF = {torch.float32: 1e-5, torch.bfloat16: 2.0**-6}  # of the largest number that comes out
 ROUNDED = 0.02  # the same, where inputs are rounded to int8: a neighbour more or less
-pytestmark = pytest.mark.skipif(not BUILT, reason="prunus was installed without its kernels: no C++ compiler")
-
-
-@pytest.fixture(autouse=True)
-def _the_best_level_afterwards() -> Iterator[None]:
-    yield
-    _native().use_level(NATIVE[0])
-
-
-def _native() -> Kernels:
-    found = kernels()
-    assert found is not None
-    return found
+pytestmark = needs_kernels
 
 
 def _model(
@@ -120,7 +107,7 @@ def _check_equal(model: Any, dtype: torch.dtype, kind: str = "bf16", texts: int 
 @pytest.mark.parametrize("dtype", OFF)
 @pytest.mark.parametrize("level", NATIVE)
 def test_every_size_and_kind_of_norm_and_bias(level: str, dtype: torch.dtype) -> None:
-    _native().use_level(level)
+    native().use_level(level)
     for family, sizes in product(("llama", "qwen2", "qwen3"), SIZES):
         _check_equal(_model(family, dtype=dtype, sizes=sizes), dtype, texts=3)
 
@@ -154,6 +141,31 @@ def test_both_ways_without_gradients(mode: type[torch.no_grad]) -> None:
         found = _last(model)
     assert all(_stands_in(model))
     assert torch.allclose(found, _last(_plain(model)), atol=1e-4)
+
+
+def test_what_others_call_is_not_taken_for_the_trials() -> None:
+    model = _model()
+    mlp = model.model.layers[0].mlp
+
+    def meanwhile(mlp: Any, x: Tensor) -> Tensor:
+        with ThreadPoolExecutor(1) as other:
+            other.submit(mlp.gate_proj, x.detach()).result()
+        return mlp(x)  # type: ignore[no-any-return]
+
+    model.model.layers[0].mlp = _Changed(mlp, meanwhile)
+    expected = _last(model)
+    assert _stands_in(model) == [True, True]
+    model.model.layers[0].mlp = mlp
+    assert torch.allclose(_last(model), expected, atol=1e-4)
+
+
+def test_many_callers_at_once_from_the_first_token_on() -> None:
+    model = _model()
+    expected = _last(_plain(model))
+    with ThreadPoolExecutor(8) as callers:
+        found = list(callers.map(lambda _: _last(model), range(24)))
+    assert all(torch.allclose(one, expected, atol=1e-4) for one in found)
+    assert all(_stands_in(model))
 
 
 def test_threads_do_not_change_it() -> None:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import get_ident
 from typing import Any, Protocol
 
 import torch
@@ -64,6 +65,8 @@ def try_block(block: nn.Module, hidden_BTD: Tensor, kwargs: dict[str, Any]) -> T
     """Have it take a random token in place of this one. None for a block of another kind."""
     numbers, past = torch.Generator().manual_seed(0), Past()
     given = (hidden_BTD, *kwargs["position_embeddings"])
+    if len({one.dtype for one in given}) > 1:
+        return None
     hidden, cos, sin = (torch.randn(1, *one.shape[1:], generator=numbers).to(one.dtype) for one in given)
     hidden = SMALL * hidden
     own = {**kwargs, "past_key_values": past, "position_embeddings": (cos, sin), "attention_mask": None}
@@ -137,10 +140,16 @@ def _expected(parts: Parts) -> Counter[str]:
 
 @contextmanager
 def _calls_of(block: nn.Module) -> Iterator[list[str]]:
-    """Names of the modules with tensors of their own, as they are called."""
+    """Names of the modules with tensors of their own, as this thread calls them."""
     calls: list[str] = []
+    here = get_ident()
     named = [(name, one) for name, one in block.named_modules() if one._parameters or isinstance(one, PackedLinear)]
-    handles = [one.register_forward_hook(lambda *_, name=name: calls.append(name)) for name, one in named]
+
+    def note(name: str) -> None:
+        if get_ident() == here:
+            calls.append(name)
+
+    handles = [one.register_forward_hook(lambda *_, name=name: note(name)) for name, one in named]
     try:
         yield calls
     finally:

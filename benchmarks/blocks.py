@@ -16,7 +16,7 @@ usage: blocks.py PACKED_DIRECTORY [--prompt-tokens 128] [--new-tokens 64] [--rou
 
 import argparse
 import json
-import time
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,8 +25,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from prunus.benchmark.machine import machine
+from prunus.benchmark.transformers_engine import generate
 from prunus.runtime.block import BlockDecoder
 from prunus.runtime.native import kernels
+from prunus.runtime.timing import Pass, in_turn
 
 
 def set_own(decoders: list[BlockDecoder], own: bool) -> None:
@@ -36,36 +38,24 @@ def set_own(decoders: list[BlockDecoder], own: bool) -> None:
             decoder.block.__dict__["forward"] = decoder
 
 
-def milliseconds(model: Any, prompt_tokens: int, new_tokens: int) -> list[float]:
-    """Of each token after the prompt."""
-    ids, past, taken = torch.arange(prompt_tokens).mul(7).remainder(90).add(3).unsqueeze(0), None, []
-    for _ in range(new_tokens + 1):
-        start = time.perf_counter()
-        found = model(ids, past_key_values=past, use_cache=True)
-        ids, past = found.logits[:, -1:].argmax(-1), found.past_key_values
-        taken.append((time.perf_counter() - start) * 1e3)
-    return taken[1:]
-
-
 def measured(model: Any, decoders: list[BlockDecoder], args: argparse.Namespace) -> dict[str, Any]:
-    first: dict[str, float] = {}
-    times: dict[str, list[float]] = {"ours": [], "own": []}
-    for each in range(args.rounds + 1):
-        for name in list(times)[:: 1 if each % 2 else -1]:
-            set_own(decoders, name == "own")
-            taken = milliseconds(model, args.prompt_tokens, args.new_tokens)
-            first.setdefault(name, round(taken[0], 1))
-            if each:
-                times[name].append(median(taken))
-    ratios = sorted(own / ours for ours, own in zip(times["ours"], times["own"], strict=True))
+    prompt_1T = torch.arange(args.prompt_tokens).mul(7).remainder(90).add(3).unsqueeze(0)
+    steps: dict[str, list[list[float]]] = {"ours": [], "own": []}
+
+    def decode(name: str) -> None:
+        set_own(decoders, name == "own")
+        steps[name].append(generate(model, prompt_1T, args.new_tokens + 1).steps)
+
+    in_turn({name: Pass(partial(decode, name), 0) for name in steps}, args.rounds)
+    taken = {name: [median(one) * 1e3 for one in rounds[1:]] for name, rounds in steps.items()}
+    ratios = sorted(own / ours for ours, own in zip(taken["ours"], taken["own"], strict=True))
     return {
-        **{f"{name}_ms": round(median(one), 2) for name, one in times.items()},
+        **{f"{name}_ms": round(median(one), 2) for name, one in taken.items()},
         "times_faster": [round(one, 2) for one in (median(ratios), ratios[0], ratios[-1])],
-        "first_ms": first,
+        "first_ms": {name: round(rounds[0][0] * 1e3, 1) for name, rounds in steps.items()},
     }
 
 
-@torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=Path, metavar="PACKED_DIRECTORY")

@@ -197,8 +197,8 @@ def _multiplies(block: Any) -> None:
     block.mlp = _Changed(block.mlp, lambda mlp, x: mlp(x) * 1.001)
 
 
-def _scales(block: Any) -> None:
-    block.self_attn.scaling = "by position"
+def _has_a_scale_nobody_knows(block: Any) -> None:
+    block.self_attn.scaling = 1
 
 
 def _gates_by_another_function(block: Any) -> None:
@@ -219,10 +219,8 @@ def _keeps_a_matrix_dense(block: Any) -> None:
     block.mlp.up_proj = nn.Linear(48, 52, bias=False)
 
 
-def _doubles(block: Any) -> None:
+def _gates_the_other_one(block: Any) -> None:
     """As many operations of each kind, and another result."""
-    block.post_attention_layernorm, block.input_layernorm = block.input_layernorm, block.post_attention_layernorm
-    block.self_attn.q_proj, block.self_attn.o_proj = block.self_attn.o_proj, block.self_attn.q_proj
     block.mlp = _Changed(block.mlp, lambda mlp, x: mlp.down_proj(mlp.gate_proj(x) * mlp.act_fn(mlp.up_proj(x))))
 
 
@@ -231,24 +229,19 @@ def _doubles(block: Any) -> None:
     [
         _clips,
         _multiplies,
-        _scales,
+        _has_a_scale_nobody_knows,
         _gates_by_another_function,
         _adds_a_matrix,
         _has_a_norm_nobody_knows,
         _keeps_a_matrix_dense,
-        _doubles,
+        _gates_the_other_one,
     ],
 )
 def test_a_block_of_another_kind_is_left_alone(change) -> None:  # type: ignore[no-untyped-def]
     model = _model()
     change(model.model.layers[1])
-    if change is not _scales:
-        plain = _plain(model)
-        assert torch.allclose(_last(model), _last(plain), atol=1e-4)
-        assert _stands_in(model) == [True, False]
-    else:
-        with pytest.raises(TypeError):  # torch's own error, and not a sentence about something else
-            _last(model)
+    assert torch.allclose(_last(model), _last(_plain(model)), atol=1e-4)
+    assert _stands_in(model) == [True, False]
 
 
 def _is_called_again(model: Any, expected: Tensor) -> bool:

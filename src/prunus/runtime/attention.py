@@ -15,7 +15,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from prunus.runtime.native import kernels
+from prunus.runtime.native import RUNS_IN, kernels
 
 NAME, REPLACES = "prunus", "sdpa"
 WIDEST = 256  # kMaxWidth of native/attention.h
@@ -62,7 +62,7 @@ def _is_decoding(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None)
         return False
     if any(one.device.type != "cpu" or one.dtype != query.dtype or one.stride(-1) != 1 for one in tensors):
         return False
-    if query.dtype not in (torch.bfloat16, torch.float32) or key.shape != value.shape or key.shape[-1] > WIDEST:
+    if query.dtype not in RUNS_IN or key.shape != value.shape or key.shape[-1] > WIDEST:
         return False
     batch, groups, positions, width = key.shape
     if (query.shape[0], query.shape[-1]) != (batch, width) or query.shape[1] % groups:

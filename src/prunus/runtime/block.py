@@ -11,13 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunus.runtime.block_parts import agree, is_watched, try_block
+from prunus.runtime.block_parts import agree, are_watched, try_block
 from prunus.runtime.block_plan import Plan
 from prunus.runtime.linear import PackedLinear
 from prunus.runtime.multiply import FEW
-from prunus.runtime.native import kernels
-
-RUNS_IN = (torch.bfloat16, torch.float32)
+from prunus.runtime.native import RUNS_IN, kernels
 
 
 def decode_in_blocks(model: Any) -> None:
@@ -58,7 +56,7 @@ class BlockDecoder:
     def _plan_for(self, hidden_BTD: Tensor, kwargs: dict[str, Any]) -> Plan | None:
         """Made at the first token, and again after tensors or modules are others."""
         if self._plan is None or not self._plan.holds():
-            if is_watched(self.block):
+            if are_watched([*self.block.modules()][1:]):
                 return None
             trial = try_block(self.block, hidden_BTD, kwargs)
             plan = None if trial is None else Plan(self.block, trial.parts, hidden_BTD.dtype)

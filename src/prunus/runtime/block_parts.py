@@ -6,7 +6,7 @@ numbers. An operation too many, as caps, clips and multipliers are, and the bloc
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import get_ident
@@ -32,16 +32,12 @@ TOLERANCE = 0.02  # of what the block adds: int8 inputs that are rounded to a ne
 class Parts:
     """The modules of a block, and what its attention is told."""
 
-    norm: nn.Module
-    query_norm: nn.Module | None
-    key_norm: nn.Module | None
-    second_norm: nn.Module
+    norms: tuple[nn.Module, ...]  # before the attention, perhaps of queries and of keys, and before the MLP
     linears: tuple[PackedLinear, ...]  # q, k, v, o, gate, up, down
     attention: nn.Module
     scaling: float
     layer: int  # what the cache calls it
     head_width: int
-    norms: tuple[nn.Module, ...]  # all of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +85,9 @@ def agree(stand_in: StandIn, trial: Trial) -> bool:
     return bool(off.norm() <= TOLERANCE * added.norm())
 
 
-def is_watched(block: nn.Module) -> bool:
-    """Whether a module inside has to be called, since somebody waits for that or has put something in its place."""
-    inside = (one for one in block.modules() if one is not block)
-    return any(one._forward_hooks or one._forward_pre_hooks or "forward" in one.__dict__ for one in inside)
+def are_watched(modules: Iterable[nn.Module]) -> bool:
+    """Whether one of them has to be called, since somebody waits for that or has put something in its place."""
+    return any(one._forward_hooks or one._forward_pre_hooks or "forward" in one.__dict__ for one in modules)
 
 
 def weight_of(norm: nn.Module) -> Tensor:
@@ -160,24 +155,19 @@ def _calls_of(block: nn.Module) -> Iterator[list[str]]:
 def _parts(block: nn.Module, calls: list[str], past: "Past", cos: Tensor) -> Parts | None:
     modules = [block.get_submodule(name) for name in calls]
     linears = tuple(one for one in modules if isinstance(one, PackedLinear))
-    norms = [one for one in modules if not isinstance(one, PackedLinear)]
+    norms = tuple(one for one in modules if not isinstance(one, PackedLinear))
     kinds = "".join("m" if isinstance(one, PackedLinear) else "n" for one in modules)
     attention = block.get_submodule(calls[1].rpartition(".")[0]) if kinds in KINDS else block
     scaling = getattr(attention, "scaling", None)
     if kinds not in KINDS or past.layer < 0 or not isinstance(scaling, float):
         return None
-    query_norm, key_norm = norms[1:-1] if len(norms) == 4 else (None, None)
     parts = Parts(
-        norm=norms[0],
-        query_norm=query_norm,
-        key_norm=key_norm,
-        second_norm=norms[-1],
+        norms=norms,
         linears=linears,
         attention=attention,
         scaling=scaling,
         layer=past.layer,
         head_width=cos.shape[-1],
-        norms=tuple(norms),
     )
     return parts if _fit(parts, cos.dtype) else None
 
@@ -189,7 +179,7 @@ def _fit(parts: Parts, dtype: torch.dtype) -> bool:
     around = {(one.columns, width) for one in (k, v, gate, up)} | {(o.rows, width), (down.rows, width)}
     inside = {(v.rows, k.rows), (o.columns, q.rows), (up.rows, inner), (down.columns, inner), (q.rows % k.rows, 0)}
     heads = {(q.rows % head, 0), (k.rows % head, 0), (head % 2, 0)}
-    norms = [(one, head if one in (parts.query_norm, parts.key_norm) else width) for one in parts.norms]
+    norms = [(one, width if one in (parts.norms[0], parts.norms[-1]) else head) for one in parts.norms]
     return all(one == other for one, other in around | inside | heads) and all(_is_norm(*one, dtype) for one in norms)
 
 

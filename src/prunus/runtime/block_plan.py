@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.runtime.attention import NAME, attention
-from prunus.runtime.block_parts import Parts, epsilon_of, weight_of
+from prunus.runtime.block_parts import Parts, are_watched, epsilon_of, weight_of
 from prunus.runtime.native import TYPES, Completion, Kernels, Norm, Projection, kernels
 
 
@@ -47,9 +47,8 @@ class Plan:
 
     def takes(self, hidden_BTD: Tensor, cos: Tensor, sin: Tensor) -> bool:
         """Whether the tensors lie as the kernels read them, and nobody looks inside the block."""
-        for _, _, one in self._links:
-            if one._forward_hooks or one._forward_pre_hooks or "forward" in one.__dict__:  # as in `is_watched`
-                return False
+        if are_watched(one for _, _, one in self._links):
+            return False
         if not cos.dtype == sin.dtype == hidden_BTD.dtype == self.dtype or cos.stride() != sin.stride():
             return False
         texts, *rest = cos.shape
@@ -81,15 +80,15 @@ class Plan:
     def _told_projection(self) -> Projection:
         parts, linears = self.parts, self.parts.linears[:3]
         told = Projection(type=TYPES[self.dtype], width=linears[0].in_features, head_width=parts.head_width)
-        told.norm, told.matrices[:] = _norm(parts.norm), [one.matrix for one in self._multipliers[:3]]
-        if parts.query_norm is not None and parts.key_norm is not None:
-            told.query_norm, told.key_norm = _norm(parts.query_norm), _norm(parts.key_norm)
+        told.norm, told.matrices[:] = _norm(parts.norms[0]), [one.matrix for one in self._multipliers[:3]]
+        if of_heads := parts.norms[1:-1]:
+            told.query_norm, told.key_norm = map(_norm, of_heads)
         told.bias[:] = _addresses(self._biases[:3])
         return told
 
     def _told_completion(self) -> Completion:
         told = Completion(type=TYPES[self.dtype], width=self.parts.linears[3].out_features)
-        told.norm, told.matrices[:] = _norm(self.parts.second_norm), [one.matrix for one in self._multipliers[3:]]
+        told.norm, told.matrices[:] = _norm(self.parts.norms[-1]), [one.matrix for one in self._multipliers[3:]]
         told.bias[:] = _addresses(self._biases[3:])
         return told
 

@@ -18,6 +18,7 @@ from prunus.runtime.packed import Packed, strips
 INTERFACE = 3  # of native/interface.cpp: another number where a function or a struct of it changed
 LEVEL = "PRUNUS_KERNELS"  # names the instruction set to use, or "reference" for none of them
 TYPES = {torch.bfloat16: 0, torch.int8: 1, torch.float32: 2}
+RUNS_IN = (torch.bfloat16, torch.float32)  # everything of a model but its packed matrices
 HUGE_PAGE = 2 << 20
 EXPANDING = ("amx", "avx512-vbmi2")  # levels whose processors spread values by a mask in one instruction
 INDEX = ("weight_mask", "weight_place", "weight_tile")

@@ -17,8 +17,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from prunus.errors import UserError
 from prunus.runtime.entry import QUANT_METHOD, Entry, read_packing
 from prunus.runtime.linear import PackedLinear, optimize_decoding
-
-RUNS_IN = (torch.bfloat16, torch.float32)
+from prunus.runtime.native import RUNS_IN
 
 
 class PackedConfig(QuantizationConfigMixin):  # type: ignore[misc]

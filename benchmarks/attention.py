@@ -9,12 +9,12 @@ usage: attention.py [--shapes 32/4x64,32/32x64,9/3x64,32/8x128] [--positions 128
 """
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
 import torch
+from lines import add
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -55,11 +55,7 @@ def main() -> None:
         heads, groups, width = map(int, shape.replace("/", " ").replace("x", " ").split())
         for positions in map(int, args.positions.split(",")):
             found = measure(heads, groups, width, positions, args.rounds)
-            line = json.dumps({"shape": shape, "positions": positions} | found | about)
-            print(line, flush=True)
-            if args.out:
-                with args.out.open("a", encoding="utf-8") as file:
-                    file.write(line + "\n")
+            add(args.out, {"shape": shape, "positions": positions} | found | about, show=True)
 
 
 if __name__ == "__main__":

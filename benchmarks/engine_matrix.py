@@ -25,7 +25,6 @@ usage: engine_matrix.py RESULTS.jsonl WORK [--model DIR] [--engines llama.cpp,vl
 """
 
 import argparse
-import json
 import shutil
 import subprocess
 import sys
@@ -37,6 +36,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from lines import add, rows_in
 from peers import demo_model
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer
 
@@ -262,13 +262,10 @@ def main() -> None:
         for variant in ["dense", *variants(family), *BITS]:
             for engine in engines:
                 key = {"family": family, "variant": variant, "engine": engine.name}
-                text = args.results.read_text() if args.results.exists() else ""
-                if any(key.items() <= json.loads(line).items() for line in text.splitlines()):
+                if any(key.items() <= known.items() for known in rows_in(args.results)):
                     continue
                 found = {**key, **row(Case(family, variant, engine, args.work, demo))}
-                with args.results.open("a") as file:
-                    file.write(json.dumps({**found, "environment": machine()}) + "\n")
-                print(json.dumps(found), flush=True)
+                add(args.results, {**found, "environment": machine()}, show=True)
 
 
 if __name__ == "__main__":

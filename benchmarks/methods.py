@@ -8,10 +8,10 @@ usage: methods.py RESULTS.jsonl --calibration TRAIN.txt --test TEST.txt [--model
 """
 
 import argparse
-import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from lines import add, rows_in
 from torch import Tensor
 
 import prunus
@@ -96,8 +96,7 @@ def main() -> None:
     parser.add_argument("--patterns", default=",".join(PATTERNS))
     args = parser.parse_args()
     args.model = args.model or str(fetch_demo_model())
-    rows = [json.loads(line) for line in args.results.read_text().splitlines()] if args.results.exists() else []
-    done = {(row["method"], row["pattern"]) for row in rows}
+    done = {(row["method"], row["pattern"]) for row in rows_in(args.results)}
     dtype = choose_dtype(args.dtype, "cpu", open_checkpoint(args.model).config.hidden_size)
     dense = DenseOnce(open_model(args.model, dtype=dtype), max_memory=MEMORY)
     text = parse_source(args.test)
@@ -107,8 +106,7 @@ def main() -> None:
             if (method, pattern) in done:
                 continue
             row = measure(args, method, pattern, dense, batch)
-            with args.results.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            add(args.results, row)
             print(f"{pattern:>10} {method:<10} perplexity {row['perplexity']:.2f}, {row['seconds']:.0f} s", flush=True)
 
 

@@ -10,9 +10,10 @@ usage: mixes.py RESULTS.jsonl --prose TRAIN.txt --prose-test TEST.txt --arithmet
 """
 
 import argparse
-import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+from lines import add, rows_in
 
 import prunus
 from prunus.benchmark import machine
@@ -87,13 +88,12 @@ def main() -> None:
     parser.add_argument("--dtype", default="auto")
     args = parser.parse_args()
     args.model = args.model or str(fetch_demo_model())
-    done = {json.loads(line)["mix"] for line in args.results.read_text().splitlines()} if args.results.exists() else {}
+    done = {row["mix"] for row in rows_in(args.results)}
     for mix in ("dense", *MIXES):
         if mix not in done:
             with TemporaryDirectory() as folder:
                 row = measure(args, mix, Path(folder))
-            with args.results.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            add(args.results, row)
             print(f"{mix:<26} prose {row['prose']:.2f}, arithmetic {row['arithmetic']:.2f}", flush=True)
 
 

@@ -23,6 +23,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from lines import add, rows_in
 from peers import demo_model, prunus, result_of
 from safetensors.torch import save_file
 
@@ -122,11 +123,9 @@ def main() -> None:
     args.model = args.model or demo_model()
     args.work.mkdir(parents=True, exist_ok=True)
     for name, steps in wanted(args.only).items():
-        text = args.results.read_text() if args.results.exists() else ""
-        if name not in {json.loads(line)["row"] for line in text.splitlines()}:
+        if name not in {row["row"] for row in rows_in(args.results)}:
             row = measured_or_refused(args, name, steps)
-            with args.results.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            add(args.results, row)
             print(f"{name:<32} {row.get('perplexity', 'refused')}", flush=True)
 
 

@@ -30,6 +30,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from lines import add, rows_in
 from peers import demo_model, prunus, result_of
 
 SAMPLES, LENGTH, WINDOWS = 64, 1024, 16
@@ -180,11 +181,10 @@ def main() -> None:
     args.model = args.model or demo_model()
     args.work.mkdir(parents=True, exist_ok=True)
     for name, steps in wanted(args).items():
-        rows = [json.loads(line) for line in args.results.read_text().splitlines()] if args.results.exists() else []
+        rows = rows_in(args.results)
         if name not in {row["row"] for row in rows}:
             row = with_recovered(rows, measure(args, name, steps))
-            with args.results.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            add(args.results, row)
             print(f"{name:<32} {row['perplexity']:.2f} {row.get('recovered', '')}", flush=True)
 
 

@@ -10,10 +10,10 @@ usage: sparse_quality.py WORK --dense DIR --test TEST.txt --out ROWS.jsonl NAME=
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
+from lines import add, rows_in
 from peers import prunus, result_of
 
 from prunus.benchmark.machine import machine
@@ -71,16 +71,13 @@ def main() -> None:
     parser.add_argument("--dense-types", default="sparse:bf16,sparse:int8,gguf:q8_0,gguf:q4_0,gguf:q4_k_m")
     args = parser.parse_intermixed_args()
     args.work.mkdir(parents=True, exist_ok=True)
-    done = {json.loads(line)["row"] for line in args.out.read_text().splitlines()} if args.out.exists() else set()
+    done = {row["row"] for row in rows_in(args.out)}
     wanted = [("dense", args.dense, kind) for kind in args.dense_types.split(",")]
     for name, _, run in (one.partition("=") for one in args.runs):
         wanted += [(name, Path(run), kind) for kind in args.types.split(",")]
     for name, model, kind in wanted:
         if f"{name} {kind}" not in done:
-            line = json.dumps(measured(args, name, model, kind))
-            print(line, flush=True)
-            with args.out.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
+            add(args.out, measured(args, name, model, kind), show=True)
 
 
 if __name__ == "__main__":

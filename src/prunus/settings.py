@@ -156,6 +156,11 @@ class RecoverSettings(Settings):
         match = re.fullmatch(r"\s*([\d.]+)\s*([kmb]?)\s*", value.lower()) if isinstance(value, str) else None
         return round(float(match[1]) * COUNT_UNITS[match[2]]) if match else value
 
+    @field_validator("loss", mode="before")
+    @classmethod
+    def _readable_losses(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+
     @field_validator("loss")
     @classmethod
     def _known_losses(cls, value: tuple[str, ...]) -> tuple[str, ...]:

@@ -277,7 +277,7 @@ def test_chat_messages_are_written_by_the_template(tmp_path, tiny_llama_dir, cap
 
 
 def test_a_recipe_with_recovery(case, tmp_path):
-    values = {**SETTINGS, "teacher": "dense", "data": [str(case.text)]}
+    values = {**SETTINGS, "teacher": "dense", "data": [str(case.text)], "loss": "logits, ce=0.2"}
     recipe = {
         "version": 1,
         "model": str(case.dense),
@@ -286,5 +286,6 @@ def test_a_recipe_with_recovery(case, tmp_path):
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
     run = prunus.run(tmp_path / "recipe.yaml", tmp_path / "out")
     assert [step["step"] for step in run.steps] == ["sparsify", "recover", "report"]
+    assert run.last_step["settings"]["loss"] == ["logits", "ce=0.2"]
     assert run.last_step["held_out_after"]["kl"] < run.last_step["held_out_before"]["kl"]
     assert "Held-out loss" in (tmp_path / "out" / "report.html").read_text()

@@ -78,7 +78,7 @@ def recover(
         "data": tuple(data or ()),
         "tokens": tokens,
         "method": method,
-        "loss": tuple(loss.split(",")),
+        "loss": loss,
         "temperature": temperature,
         "top_k": top_k,
         "teacher_blocks": tuple(part for part in teacher_blocks.split(",") if part),

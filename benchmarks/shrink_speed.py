@@ -14,9 +14,9 @@ With --to, all of them are exported first (`prunus export`, beside each director
 The machine must be quiet. `--make` writes a Llama-shaped model of random bf16 weights to FOLDER/dense (1.1 billion
 parameters: hidden 1920, FFN 5632, 24 layers, 30 heads on 10, tied embeddings) and what it becomes when 20, 35 and 50%
 of the parameters outside the embedding are removed, by width (KV groups, and the FFN in multiples of 64) and by depth;
-and, for small machines, with a quarter of the layers and a fifth of the heads less (edge): 13 GB in all, 2.2 GB for the
-dense one. Speed does not depend on the values of dense weights, so these random siblings are as fast as shrunk models
-of the same shapes.
+and, for small machines, what recipes/edge.yaml leaves (edge): two thirds of the layers, and of each the KV groups that
+come nearest to two thirds, and five sixths of the FFN: 13 GB in all, 2.2 GB for the dense one. Speed does not depend on
+the values of dense weights, so these random siblings are as fast as shrunk models of the same shapes.
 
 usage: shrink_speed.py DENSE SHRUNK ... [--prompt-tokens 128] [--new-tokens 64] [--repetitions 9] [--threads N]
                        [--to gguf:q4_0]
@@ -57,14 +57,18 @@ def dense_config(vocabulary: int) -> LlamaConfig:
 
 def narrower(dense: LlamaConfig, removed: float) -> LlamaConfig:
     """KV groups in proportion, as near as can be; the FFN takes what is left of the parameters, in multiples of 64."""
+    changed = fewer_groups(dense, removed)
+    spared = block_parameters(changed) - block_parameters(dense) * (1 - removed)
+    inner = dense.intermediate_size - spared / (3 * dense.hidden_size)
+    return changed_config(changed, intermediate_size=MULTIPLE * round(inner / MULTIPLE))
+
+
+def fewer_groups(dense: LlamaConfig, removed: float) -> LlamaConfig:
+    """Of the numbers that LlamaConfig takes, whose heads divide the hidden width, the nearest."""
     per_group, width = dense.num_attention_heads // dense.num_key_value_heads, dense.hidden_size
-    # LlamaConfig wants the hidden size in multiples of the number of heads
     possible = [n for n in range(1, dense.num_key_value_heads + 1) if width % (n * per_group) == 0]
     groups = min(possible, key=lambda n: abs(n - dense.num_key_value_heads * (1 - removed)))
-    changed = changed_config(dense, num_key_value_heads=groups, num_attention_heads=groups * per_group)
-    spared = block_parameters(changed) - block_parameters(dense) * (1 - removed)
-    inner = dense.intermediate_size - spared / (3 * width)
-    return changed_config(changed, intermediate_size=MULTIPLE * round(inner / MULTIPLE))
+    return changed_config(dense, num_key_value_heads=groups, num_attention_heads=groups * per_group)
 
 
 def shallower(dense: LlamaConfig, removed: float) -> LlamaConfig:
@@ -72,17 +76,16 @@ def shallower(dense: LlamaConfig, removed: float) -> LlamaConfig:
 
 
 def edge(dense: LlamaConfig, removed: float) -> LlamaConfig:
-    """The fewer layers, and a fifth of the heads less in those that stay."""
-    groups = round(dense.num_key_value_heads * 0.8)
-    heads = groups * dense.num_attention_heads // dense.num_key_value_heads
-    return changed_config(shallower(dense, removed), num_key_value_heads=groups, num_attention_heads=heads)
+    """The fewer layers and KV groups, and half as much of the FFN, in multiples that K-quants take."""
+    inner = 256 * round(dense.intermediate_size * (1 - removed / 2) / 256)
+    return changed_config(fewer_groups(shallower(dense, removed), removed), intermediate_size=inner)
 
 
 SIBLINGS: dict[str, tuple[Callable[[LlamaConfig, float], LlamaConfig], float]] = {
     f"{name}-{percent}": (make, percent / 100)
     for name, make in (("width", narrower), ("depth", shallower))
     for percent in PERCENT_REMOVED
-} | {"edge": (edge, 0.25)}
+} | {"edge": (edge, 1 / 3)}
 
 
 def changed_config(config: LlamaConfig, **changes: int) -> LlamaConfig:

@@ -5,7 +5,9 @@ from itertools import groupby
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import prunus
 from prunus.benchmark import measurement
@@ -23,10 +25,8 @@ SMALL = {
     "repetitions": 2,
     "tokens": 256,
     "batch_tokens": 64,
-    "layers": 1,
     "multiple_of": 1,
 }
-UNPROTECTED = {True: {"protect_first": 0, "protect_last": 0}}  # the tiny model has two layers
 WIDE = {"kl": 100.0}  # random weights are anywhere; what an envelope does has tests of its own
 PEAKS = ("peak_memory_bytes", "peak_gpu_memory_bytes")
 
@@ -38,10 +38,7 @@ def made_small(recipe: Path, folder: Path, model: Path) -> Path:
     small = {**SMALL, "text": [str(text)], "calibration": [str(text)], "data": [str(text)]}
     content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     steps = [
-        {
-            verb: {key: small.get(key, value) for key, value in settings.items() if key != "engine"}
-            | UNPROTECTED.get("layers" in settings, {})
-        }
+        {verb: {key: small.get(key, value) for key, value in settings.items() if key != "engine"}}
         for step in content["steps"]
         for verb, settings in step.items()
         if verb != "export"  # an engine may be absent; test_real_model.py exports where it is there
@@ -52,17 +49,28 @@ def made_small(recipe: Path, folder: Path, model: Path) -> Path:
     return copy
 
 
+@pytest.fixture(scope="module")
+def ten_layers(tiny_llama_dir, tiny_tokenizer, tmp_path_factory):
+    """The tiny Llama, deep enough for rounds of layers."""
+    config = LlamaConfig.from_pretrained(tiny_llama_dir, num_hidden_layers=10)
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("ten_layers")
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
 def in_turn(verbs: Iterable[str]) -> list[str]:
     """The verbs, without those that repeat the one before."""
     return [verb for verb, _ in groupby(verbs)]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_shipped_recipe(path, tiny_llama_dir, tmp_path, monkeypatch):
+def test_shipped_recipe(path, ten_layers, tmp_path, monkeypatch):
     # the only part that starts processes, which cost seconds each; test_benchmark.py covers it
     monkeypatch.setattr(measurement, "peak_memory", lambda _directory, _work: dict.fromkeys(PEAKS, 1))
     verbs = [step.verb for step in load_recipe(path).steps if step.verb != "export"]
-    recipe = made_small(path, tmp_path, tiny_llama_dir)
+    recipe = made_small(path, tmp_path, ten_layers)
     run = prunus.run(recipe, tmp_path / "out")
     assert not run.reused
     assert [step["step"] for step in run.steps] == verbs

@@ -15,13 +15,13 @@ usage: blocks.py PACKED_DIRECTORY [--prompt-tokens 128] [--new-tokens 64] [--rou
 """
 
 import argparse
-import json
 from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
+from lines import add
 from transformers import AutoModelForCausalLM
 
 from prunus.benchmark.machine import machine
@@ -47,7 +47,7 @@ def measured(model: Any, decoders: list[BlockDecoder], args: argparse.Namespace)
         steps[name].append(generate(model, prompt_1T, args.new_tokens + 1).steps)
 
     in_turn({name: Pass(partial(decode, name), 0) for name in steps}, args.rounds)
-    taken = {name: [median(one) * 1e3 for one in rounds[1:]] for name, rounds in steps.items()}
+    taken = {name: [median(one) * 1e3 for one in rounds[-args.rounds :]] for name, rounds in steps.items()}
     ratios = sorted(own / ours for ours, own in zip(taken["ours"], taken["own"], strict=True))
     return {
         **{f"{name}_ms": round(median(one), 2) for name, one in taken.items()},
@@ -77,11 +77,7 @@ def main() -> None:
         "level": native.level if native else None,
         "environment": machine(),
     }
-    line = json.dumps(row)
-    print(line)
-    if args.out:
-        with args.out.open("a") as file:
-            file.write(line + "\n")
+    add(args.out, row, show=True)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ usage: decode.py FOLDER --tokenizer DIR [--models dense,0.5-bf16,...] [--gguf f1
 """
 
 import argparse
-import json
 import random
 import subprocess
 import sys
@@ -31,6 +30,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from lines import add
 from memory import write_random_weights
 from peers import prunus
 from torch import nn
@@ -44,7 +44,7 @@ from prunus.engines import require
 from prunus.exporting.exported import find_exported
 from prunus.memory import release_freed_memory
 from prunus.runtime import TYPES
-from prunus.runtime.linear import PackedLinear, optimize_decoding
+from prunus.runtime.linear import PackedLinear, gather, optimize_decoding
 from prunus.runtime.native import kernels
 from prunus.runtime.timing import in_turn, packed_as, reading
 from prunus.steps.advise import seconds_of
@@ -91,6 +91,7 @@ def pack_model(dense: Any, pattern: str, kind: str) -> Any:
     }
     model.load_state_dict(others, strict=False, assign=True)
     model.model.rotary_emb = dense.model.rotary_emb
+    gather(model)
     optimize_decoding(model)
     return model.eval()
 
@@ -198,11 +199,8 @@ def main() -> None:
         print(f"timing {args.rounds} rounds of {len(models)} models", file=sys.stderr, flush=True)
         times, probe = measure(models, args)
         for name in models:
-            line = json.dumps(row(name, models, {name: times[name], **kept(times, args.against)}, probe[name]) | about)
-            print(line, flush=True)
-            if args.out:
-                with args.out.open("a", encoding="utf-8") as file:
-                    file.write(line + "\n")
+            beside = {name: times[name], **kept(times, args.against)}
+            add(args.out, row(name, models, beside, probe[name]) | about, show=True)
 
 
 def kept(times: dict[str, list[Times]], against: str) -> dict[str, list[Times]]:

@@ -116,6 +116,11 @@ def one_shot_widths() -> str:
     return _conditions() + _smaller("ffn ", "kv ")
 
 
+def one_shot_layers() -> str:
+    """What every score of layers costs, with and without the fold; measured as the widths."""
+    return _smaller("layers ")
+
+
 def recoveries() -> str:
     """What training brings back, by what it is trained on; measured as the widths."""
     return _smaller("width-20", "zeros-50", "depth-20")
@@ -246,6 +251,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "seconds": seconds,
     "mixes": mixes,
     "one_shot_widths": one_shot_widths,
+    "one_shot_layers": one_shot_layers,
     "recoveries": recoveries,
     "rounds": rounds,
     "speeds": speeds,

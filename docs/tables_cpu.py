@@ -3,14 +3,35 @@
 They are parts of `tables.py`, which writes them.
 """
 
+from typing import Any
+
 from rows import rows_of, table
 
 PATTERN_NAMES = {"torch": "torch, dense", "0": "ours, dense"}
 
 
 def kernel_speeds() -> str:
-    """Time of the dense kernel over that of each pattern, by batch, and the ceiling that bytes set at batch 1."""
+    """Time of the dense kernel over that of each pattern, in each state of the memory, and the ceiling by bytes."""
     rows = rows_of("cpu_kernels")
+    first, probes = rows[0], [row["probe"] for row in rows]
+    about = (
+        f"{first['shape'][0]} x {first['shape'][1]}, {first['inputs']} inputs, {first['cpu']} ({first['level']}), "
+        f"{first['threads']} threads, torch {first['torch']}; {min(row['passes'] for row in rows)} to "
+        f"{max(row['passes'] for row in rows)} passes each"
+    )
+    middle = (min(probes) + max(probes)) / 2
+    states = [[row for row in rows if row["probe"] < middle], [row for row in rows if row["probe"] >= middle]]
+    told = (
+        f"The memory alone gave {min(row['probe'] for row in state):.0f} to {max(row['probe'] for row in state):.0f} "
+        f"GB/s:\n\n{_kernels_in(state)}"
+        for state in states
+        if state
+    )
+    return "\n\n".join((f"{about}.", *told))
+
+
+def _kernels_in(rows: list[dict[str, Any]]) -> str:
+    """The rows of one state: patterns down, batches across."""
     batches = sorted({row["batch"] for row in rows})
     names = list(dict.fromkeys((row["type"], row["pattern"]) for row in rows))
     cells = {(row["type"], row["pattern"], row["batch"]): row for row in rows}
@@ -21,18 +42,14 @@ def kernel_speeds() -> str:
             PATTERN_NAMES.get(pattern, pattern),
             f"{cells[kind, pattern, 1]['ceiling']:.2f}",
             f"{cells[kind, pattern, 1]['share']:.0%}",
-            *(f"{cells[kind, pattern, batch]['over_dense']:.2f}" for batch in batches),
+            *(
+                f"{cells[kind, pattern, batch]['over_dense']:.2f}" if (kind, pattern, batch) in cells else "-"
+                for batch in batches
+            ),
         )
         for kind, pattern in names
     )
-    first = rows[0]
-    probes = sorted(row["probe"] for row in rows)
-    about = (
-        f"{first['shape'][0]} x {first['shape'][1]}, {first['inputs']} inputs, {first['rounds']} rounds, "
-        f"{first['cpu']} ({first['level']}), {first['threads']} threads, torch {first['torch']}; the memory alone gave "
-        f"{probes[0]} to {probes[-1]} GB/s"
-    )
-    return f"{about}:\n\n{table(head, lines)}"
+    return table(head, lines)
 
 
 def decode_speeds() -> str:

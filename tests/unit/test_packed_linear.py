@@ -11,7 +11,7 @@ from prunus.errors import UserError
 from prunus.runtime import LAYOUTS, TYPES, pack, unpack
 from prunus.runtime.choose import choose_layout, pack_cheapest
 from prunus.runtime.entry import BIAS, SCALE, Entry
-from prunus.runtime.linear import PackedLinear
+from prunus.runtime.linear import PackedLinear, gather
 from prunus.runtime.operator import packed_linear
 
 ROWS, COLUMNS = 37, 52
@@ -164,10 +164,10 @@ def test_of_equals_the_first_is_taken():
     assert choose_layout([first, second]) is first
 
 
-def test_what_it_owns_no_file_can_change():
+def test_what_was_gathered_no_file_can_change():
     made = module(pack_cheapest(matrix("bitmask"), torch.bfloat16))
     mapped, x = made.weight, torch.randn(5, COLUMNS)
-    made.own()
+    gather(made)
     expected = made(x)
     mapped.zero_()
     assert torch.equal(made(x), expected)

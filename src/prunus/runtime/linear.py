@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.errors import UserError
+from prunus.runtime.arena import Arena
 from prunus.runtime.entry import BIAS, SCALE, Entry
 from prunus.runtime.multiply import Multiplier
 from prunus.runtime.operator import handle_of, packed_linear
@@ -62,11 +63,10 @@ class PackedLinear(nn.Module):
         self._multiplier, self._handle = Multiplier(self.packed), handle_of(self)
         return self._multiplier
 
-    def own(self) -> None:
-        """Copy what a file is mapped to: the file may change after it was looked at, and takes no large pages."""
-        for name, buffer in self._buffers.items():
-            if buffer is not None:
-                self._buffers[name] = buffer.clone()
+    def move(self, moved: Callable[[Tensor], Tensor]) -> None:
+        """Put the tensors elsewhere in memory."""
+        self._buffers |= {name: moved(buffer) for name, buffer in self._buffers.items() if buffer is not None}
+        self._multiplier = self._handle = None
 
     def multiply(self, x_MI: Tensor) -> Tensor:
         """x W^T (M, O), without the bias and without a gradient."""
@@ -114,6 +114,17 @@ class PackedLinear(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """A copy holds tensors of its own."""
         return {**self.__dict__, "_multiplier": None, "_handle": None}
+
+
+def gather(model: nn.Module) -> None:
+    """Give a model's packed matrices memory of their own: together, and in large pages.
+
+    A file that they are mapped to may change after it was looked at, and takes no large pages.
+    """
+    packed = [module for module in model.modules() if isinstance(module, PackedLinear)]
+    arena = Arena(buffer for module in packed for buffer in module.buffers())
+    for module in packed:
+        module.move(arena.copy)
 
 
 def optimize_decoding(model: nn.Module) -> None:

@@ -16,7 +16,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from prunus.errors import UserError
 from prunus.runtime.entry import QUANT_METHOD, Entry, read_packing
-from prunus.runtime.linear import PackedLinear, optimize_decoding
+from prunus.runtime.linear import PackedLinear, gather, optimize_decoding
 from prunus.runtime.native import RUNS_IN
 
 
@@ -51,9 +51,12 @@ class PackedQuantizer(HfQuantizer):  # type: ignore[misc]
         replace_linears(model, read_packing(self.quantization_config.to_dict()))
 
     def _process_model_after_weight_loading(self, model: Any, **_options: Any) -> None:
-        for name, module in model.named_modules():
-            if isinstance(module, PackedLinear):
-                _prepare(name, module)
+        packed = {name: module for name, module in model.named_modules() if isinstance(module, PackedLinear)}
+        for name, module in packed.items():
+            _check_filled(name, module)
+        gather(model)
+        for name, module in packed.items():
+            _prepare(name, module)
         optimize_decoding(model)
 
     def is_serializable(self) -> bool:
@@ -87,14 +90,17 @@ def replace_linears(model: Any, entries: Mapping[str, Entry]) -> None:
         model.set_submodule(name, PackedLinear(entry))
 
 
-def _prepare(name: str, module: PackedLinear) -> None:
-    """Raises UserError where a tensor was not in the files (transformers fills it with anything), or is damaged."""
+def _check_filled(name: str, module: PackedLinear) -> None:
+    """Raises UserError where a tensor was not in the files: transformers fills it with anything."""
     for part, buffer in module.named_buffers():
         if not getattr(buffer, "_is_hf_initialized", False):  # what transformers has read from a file, it marks
             raise UserError(
                 f"tensor {name}.{part} of the packed model is missing; restore it, or pack the model again."
             )
-    module.own()
+
+
+def _prepare(name: str, module: PackedLinear) -> None:
+    """Raises UserError where a matrix is damaged."""
     try:
         module.prepare()
     except UserError as error:

@@ -6,9 +6,10 @@ half of them zeros, less the products in it. What these products take, beside wh
 corrects its rates: memory is not equally fast wherever a machine puts it.
 """
 
+import copy
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -16,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunus.benchmark.transformers_engine import generate
 from prunus.errors import UserError
 from prunus.exporting.sparse_directory import Packer, Source
 from prunus.machine_choice import half_of_free_memory
@@ -25,15 +25,14 @@ from prunus.models.skeleton import build_on_meta, restore_buffers
 from prunus.progress import progress
 from prunus.runtime import TYPES
 from prunus.runtime.costs import PATTERNS, Costs, measure_costs
-from prunus.runtime.linear import PackedLinear, optimize_decoding
+from prunus.runtime.linear import PackedLinear, gather, optimize_decoding
 from prunus.runtime.native import kernels
-from prunus.runtime.packed import Packed
-from prunus.runtime.timing import copied, packed_as
+from prunus.runtime.timing import packed_as
 
 ADVISES = "sparse-cpu"
 LLAMA_CPP_SHARE = 0.8  # of the bandwidth, as it reaches at best: docs/sparse-cpu.md has a machine where it was 0.4
 BITS_OF_4 = 4.5  # Q4_0: 32 weights of 4 bits and a scale of 16
-_PROMPT, _TOKENS, _ROUNDS = 128, 8, 3
+_PROMPT, _TOKENS = 128, 32
 _LEAST = 512
 _STAND_IN = "0.5"  # the pattern of the model that is timed, in bfloat16
 
@@ -164,22 +163,29 @@ def _token(model: StreamedModel, sources: Sequence[Source]) -> Token:
     """Of a stand-in for the model, all of whose matrices are packed.
 
     Every layer's matrices lie apart in memory, as they will: the weights that a token reads drive everything else out
-    of the caches, and Python's own work then takes twice as long. Tokens and their products are timed in turn: the
-    memory of a shared machine is not as fast in one second as in the next.
+    of the caches, and Python's own work then takes twice as long. A token and its products are timed in turn, and the
+    first half of the tokens is not counted: memory can be slow at first (runtime/timing.py).
     """
     module, packed = _stand_in(model, sources)
     ours = module.config._attn_implementation
-    found: dict[str, list[float]] = {ours: [], "sdpa": []}
+    read = module(input_ids=torch.zeros(1, _PROMPT, dtype=torch.int64), use_cache=True).past_key_values
     products: list[float] = []
-    prompt_1T = torch.zeros(1, _PROMPT, dtype=torch.int64)
-    generate(module, prompt_1T, 4)
-    for _ in range(_ROUNDS):
-        for attention, seconds in found.items():
-            module.set_attn_implementation(attention)
-            steps = generate(module, prompt_1T, _TOKENS).steps
-            products.append(median(seconds_of(packed) for _ in range(len(steps))))
-            seconds.append(median(steps) - products[-1])
-    return Token(median(products), max(median(found[ours]), 0.0), max(median(found["sdpa"]), 0.0))
+    outside = {}
+    for attention in (ours, "sdpa"):
+        module.set_attn_implementation(attention)
+        cache = copy.deepcopy(read)
+        pairs = [(_seconds_of_token(module, cache), seconds_of(packed)) for _ in range(_TOKENS)][_TOKENS // 2 :]
+        products += [inside for _, inside in pairs]
+        outside[attention] = max(median(whole - inside for whole, inside in pairs), 0.0)
+    return Token(median(products), outside[ours], outside["sdpa"])
+
+
+def _seconds_of_token(module: nn.Module, cache: Any) -> float:
+    """Of one decoded token, which the cache then holds."""
+    start = time.perf_counter()
+    logits_11V = module(input_ids=torch.zeros(1, 1, dtype=torch.int64), past_key_values=cache, use_cache=True).logits
+    logits_11V.argmax(-1)
+    return time.perf_counter() - start
 
 
 def seconds_of(modules: Sequence[PackedLinear]) -> float:
@@ -192,25 +198,20 @@ def seconds_of(modules: Sequence[PackedLinear]) -> float:
 
 
 def _stand_in(model: StreamedModel, sources: Sequence[Source]) -> tuple[Any, list[PackedLinear]]:
+    """The module, and its packed matrices: each has memory of its own where half of what is free is enough."""
     module = build_on_meta(model.config, dtype=torch.bfloat16, trust_remote_code=model.checkpoint.trust_remote_code)
     restore_buffers(module)
     made = {
         shape: packed_as(_STAND_IN, torch.bfloat16, *shape) for shape in {source.linear.shape for source in sources}
     }
-    packed = [PackedLinear.holding(one) for one in _apart([made[source.linear.shape] for source in sources])]
+    packed = [PackedLinear.holding(made[source.linear.shape]) for source in sources]
     for source, one in zip(sources, packed, strict=True):
         module.set_submodule(source.module, one)
+    if sum(one.packed.num_bytes for one in packed) < half_of_free_memory():
+        gather(module)
     _fill(module)
     optimize_decoding(module)
     return module, packed
-
-
-def _apart(matrices: Iterable[Packed]) -> Iterator[Packed]:
-    """Each as a copy of its own, as long as half of the free memory lasts."""
-    left = half_of_free_memory()
-    for one in matrices:
-        left -= one.num_bytes
-        yield copied(one) if left > 0 else one
 
 
 def _fill(module: nn.Module) -> None:

@@ -26,12 +26,23 @@ struct Product {
   void* const* out;
   const Kernels& code;
   Inputs inputs;
-  int64_t strips, at_once;
+  int64_t strips;
+  int threads;
   std::atomic<int64_t> next{0};
 
   void run() {
-    for (int64_t first; (first = next.fetch_add(at_once)) < strips;)
-      for (int64_t strip = first; strip < std::min(first + at_once, strips); ++strip) one(strip);
+    for (int64_t first, end; take(first, end);)
+      for (int64_t strip = first; strip < end; ++strip) one(strip);
+  }
+
+  // Many strips while many are left, one at the end: threads read on where they are, and end together.
+  bool take(int64_t& first, int64_t& end) {
+    first = next.load();
+    do {
+      if (first >= strips) return false;
+      end = first + std::max<int64_t>(1, (strips - first) / (4 * threads));
+    } while (!next.compare_exchange_weak(first, end));
+    return true;
   }
 
   void one(int64_t strip) {
@@ -82,9 +93,8 @@ inline void multiply(const Kernels& code, const Matrix* matrices, int count, con
     (matrices[i].type == kInt8 ? for_int8 : for_bfloat16) = true;
     strips += strips_of(matrices[i]);
   }
-  const PreparedInputs prepared(given, for_bfloat16, for_int8, code.has_bfloat16);
-  const int64_t at_once = std::max<int64_t>(1, strips / (threads * 16));
-  Product product{matrices, count, given, out, code, prepared.inputs(), strips, at_once};
+  const PreparedInputs prepared(given, for_bfloat16, for_int8, code);
+  Product product{matrices, count, given, out, code, prepared.inputs(), strips, threads};
   in_parallel(product, threads);
 }
 

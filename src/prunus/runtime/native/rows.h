@@ -20,6 +20,9 @@ struct RowSteps {
   // silu(gate) * up
   void (*gate)(Type type, const void* gate, const void* up, int64_t count, void* out);
   void (*add)(Type type, const void* one, const void* other, int64_t count, void* out);
+  // Of each kGroup fp32 numbers the codes of int8 products, their scale, and 128 times the sum of each kTile codes.
+  void (*round)(const float* numbers, int64_t groups, int8_t* codes, float* scale, int32_t* offset);
+  void (*widen)(const uint16_t* bfloat16, int64_t count, float* out);
 };
 
 }  // namespace prunus

@@ -1,5 +1,6 @@
 // The steps of rows.h in the compiler's own vectors.
 #include "lanes.inl"
+#include "matrix.h"
 #include "rows.h"
 
 namespace prunus {
@@ -44,23 +45,68 @@ inline Lanes silu(const Lanes& x) {
   return x * (x < 0 ? small : Lanes{} + 1.0f) / (small + 1.0f);
 }
 
+// Up to kLanes numbers, in memory whose size the compiler knows.
+template <class Value>
+inline void take(const Value* from, int count, Value (&to)[kLanes]) {
+  if (count == kLanes)
+    __builtin_memcpy(to, from, sizeof to);
+  else
+    for (int i = 0; i < kLanes; ++i) to[i] = i < count ? from[i] : Value{};
+}
+
 template <class Value>
 void gate_row(const Value* gate, const Value* up, int64_t count, Value* out) {
   for (int64_t first = 0; first < count; first += kLanes) {
     const int some = static_cast<int>(count - first < kLanes ? count - first : kLanes);
-    float numbers[kLanes] = {};
-    for (int i = 0; i < some; ++i) numbers[i] = number(gate[first + i]);
+    Value one[kLanes], other[kLanes];
+    take(gate + first, some, one);
+    take(up + first, some, other);
     Lanes lanes;
-    load(numbers, lanes);
+    load(one, lanes);
     lanes = silu(lanes);
+    float numbers[kLanes];
     __builtin_memcpy(numbers, &lanes, sizeof numbers);
-    for (int i = 0; i < some; ++i) set(out + first + i, rounded<Value>(numbers[i]) * number(up[first + i]));
+    for (int i = 0; i < kLanes; ++i) set(one + i, rounded<Value>(numbers[i]) * number(other[i]));
+    if (some == kLanes)
+      __builtin_memcpy(out + first, one, sizeof one);
+    else
+      for (int i = 0; i < some; ++i) out[first + i] = one[i];
   }
 }
 
 template <class Value>
 void add_rows(const Value* one, const Value* other, int64_t count, Value* out) {
   for (int64_t i = 0; i < count; ++i) set(out + i, number(one[i]) + number(other[i]));
+}
+
+// The largest of kGroup absolute values. As whole numbers floats compare as they do otherwise, and NaN is above
+// infinity: a group with NaN has the scale NaN, and so have the products it is part of.
+inline float largest_of_group(const float* values) {
+  int32_t largest = 0;
+  for (int i = 0; i < kGroup; ++i) {
+    const int32_t bits = read<int32_t>(values + i) & 0x7fffffff;
+    largest = largest < bits ? bits : largest;
+  }
+  return read<float>(&largest);
+}
+
+// To the nearest, ties to even, without asking the processor how it rounds: adding 1.5 * 2^23 leaves the whole part.
+inline int8_t code_of(float multiple) {
+  const float shifted = multiple + 12582912.0f;
+  return static_cast<int8_t>(read<int32_t>(&shifted) - 0x4b400000);
+}
+
+inline void round_groups(const float* numbers, int64_t groups, int8_t* codes, float* scale, int32_t* offset) {
+  for (int64_t group = 0; group < groups; ++group, numbers += kGroup, codes += kGroup) {
+    const float largest = largest_of_group(numbers), inverse = largest > 0 ? 127.0f / largest : 0.0f;
+    for (int i = 0; i < kGroup; ++i) codes[i] = code_of(numbers[i] * inverse);
+    *scale++ = largest / 127.0f;
+    for (int tile = 0; tile < kGroup; tile += kTile) {
+      int32_t sum = 0;
+      for (int i = 0; i < kTile; ++i) sum += codes[tile + i];
+      *offset++ = 128 * sum;
+    }
+  }
 }
 
 // The same place, as numbers of a type.
@@ -93,6 +139,10 @@ constexpr RowSteps rows = {
         add_rows(typed<float>(one), typed<float>(other), count, typed<float>(out));
       else
         add_rows(typed<uint16_t>(one), typed<uint16_t>(other), count, typed<uint16_t>(out));
+    },
+    round_groups,
+    [](const uint16_t* bfloat16, int64_t count, float* out) {
+      for (int64_t i = 0; i < count; ++i) out[i] = widened(bfloat16[i]);
     },
 };
 

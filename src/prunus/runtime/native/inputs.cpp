@@ -1,8 +1,6 @@
 #include "inputs.h"
 
-#include <algorithm>
 #include <cstring>
-
 
 namespace prunus {
 

@@ -22,7 +22,6 @@ usage: cpu_kernels.py [--rows 4096] [--columns 4096] [--batches 1,2,4,8,16] [--p
 """
 
 import argparse
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -85,16 +84,10 @@ def between_readings(passes: dict[str, Pass], rounds: int) -> dict[str, list[Tim
     for each in range(rounds + 1):
         for name, one in list(passes.items())[:: 1 if each % 2 else -1]:
             memory.run()  # what the pass before left in the caches goes
-            before, seconds, after = (seconds_of(this) for this in (memory, one, memory))
+            before, seconds, after = (this.seconds() for this in (memory, one, memory))
             if each:
                 found[name].append(Timed(seconds, READ_BYTES / before, READ_BYTES / after))
     return found
-
-
-def seconds_of(one: Pass) -> float:
-    start = time.perf_counter()
-    one.run()
-    return time.perf_counter() - start
 
 
 def by_state(found: dict[str, list[Timed]]) -> dict[str, dict[str, list[Timed]]]:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from prunus.errors import UserError
-from prunus.runtime import TYPES, costs, native
+from prunus.runtime import TYPES, costs, native, timing
 from prunus.steps import advise
 from prunus.steps.profile import profile
 
@@ -16,6 +16,7 @@ pytestmark = pytest.mark.skipif(native.library_file() is None, reason="prunus wa
 def quick(monkeypatch):
     monkeypatch.setattr(costs, "_BYTES", 1_000_000)
     monkeypatch.setattr(costs, "_ROUNDS", 1)
+    monkeypatch.setattr(timing, "UNCOUNTED", 0)
 
 
 def row(name: str, pattern: str, seconds: float, size: int) -> dict[str, object]:

@@ -6,13 +6,14 @@ fast from one second to the next, whatever is compared is timed in turn, a round
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from prunus.runtime import Packed, pack
+from prunus.runtime.arena import Arena
 from prunus.runtime.multiply import Multiplier, multiply_together
 from prunus.runtime.native import kernels
 
@@ -31,18 +32,27 @@ class Pass:
     num_bytes: int
     count: int = 1
 
-
-def copied(packed: Packed) -> Packed:
-    """The same matrix elsewhere in memory."""
-    parts = {name: part.clone() for name, part in packed.parts.items()}
-    return replace(packed, parts=parts, scale_O=None if packed.scale_O is None else packed.scale_O.clone())
+    def seconds(self) -> float:
+        """How long it takes, once."""
+        start = time.perf_counter()
+        self.run()
+        return time.perf_counter() - start
 
 
 def products(packed: Packed, x_MI: Tensor, at_least: int) -> Pass:
     """Products of the same inputs with as many copies of a matrix as take `at_least` bytes, in one call."""
     count = max(1, -(-at_least // packed.num_bytes))
-    multipliers = [Multiplier(packed), *(Multiplier(copied(packed)) for _ in range(count - 1))]
+    multipliers = [Multiplier(one) for one in _copies(packed, count)]
     return Pass(lambda: multiply_together(multipliers, x_MI), count * packed.num_bytes, count)
+
+
+def _copies(packed: Packed, count: int) -> Iterator[Packed]:
+    """The same matrix elsewhere in memory, which is such as a model's weights have."""
+    scales = [] if packed.scale_O is None else [packed.scale_O]
+    arena = Arena([*packed.parts.values(), *scales] * count)
+    for _ in range(count):
+        parts = {name: arena.copy(part) for name, part in packed.parts.items()}
+        yield replace(packed, parts=parts, scale_O=arena.copy(scales[0]) if scales else None)
 
 
 def dense_products(multiply: Callable[[Tensor], Tensor], weight_OI: Tensor, at_least: int) -> Pass:
@@ -71,13 +81,7 @@ def in_turn(passes: Mapping[str, Pass], rounds: int) -> dict[str, list[float]]:
 
 
 def _round(passes: Mapping[str, Pass], order: int = 1) -> dict[str, float]:
-    """Seconds of each pass, once."""
-    seconds = dict.fromkeys(passes, 0.0)
-    for name in list(passes)[::order]:
-        start = time.perf_counter()
-        passes[name].run()
-        seconds[name] = time.perf_counter() - start
-    return seconds
+    return {name: passes[name].seconds() for name in list(passes)[::order]}
 
 
 def random_matrix(rows: int, columns: int, pattern: str, seed: int = 0) -> Tensor:

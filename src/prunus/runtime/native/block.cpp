@@ -11,6 +11,7 @@ namespace {
 struct Rows {
   const Kernels& code;
   Type type;
+  const RowSteps& steps;
   int64_t batch, threads;
 
   int64_t bytes(int64_t width) const { return width * (type == kFloat32 ? sizeof(float) : sizeof(uint16_t)); }
@@ -23,22 +24,26 @@ struct Rows {
   }
 
   void norm(const void* rows, const Norm& norm, int64_t width, void* out, int64_t count) const {
-    for (int64_t i = 0; i < count; ++i) code.rows.norm(type, at(rows, i, width), norm, width, at(out, i, width));
+    for (int64_t i = 0; i < count; ++i) steps.norm(at(rows, i, width), norm, width, at(out, i, width));
   }
   void product(const Matrix* matrices, int count, const void* const* bias, const void* rows, void* const* out) const {
     multiply(code, matrices, count, {rows, type, batch, matrices[0].columns}, out, static_cast<int>(threads));
     for (int i = 0; i < count; ++i)
       for (int64_t b = 0; bias[i] && b < batch; ++b) {
         void* const row = at(out[i], b, matrices[i].rows);
-        code.rows.add(type, row, bias[i], matrices[i].rows, row);
+        steps.add(row, bias[i], matrices[i].rows, row);
       }
   }
 };
 
+Rows rows_of(const Kernels& code, int32_t type, int64_t batch, int64_t threads) {
+  return {code, static_cast<Type>(type), code.rows.of(static_cast<Type>(type)), batch, threads};
+}
+
 }  // namespace
 
 void project(const Kernels& code, const Projection& p, int threads) {
-  const Rows rows{code, static_cast<Type>(p.type), p.batch, threads};
+  const Rows rows = rows_of(code, p.type, p.batch, threads);
   const auto normed = rows.scratch(p.width);
   rows.norm(p.hidden, p.norm, p.width, normed.get(), p.batch);
   rows.product(p.matrices, 3, p.bias, normed.get(), p.out);
@@ -48,26 +53,26 @@ void project(const Kernels& code, const Projection& p, int threads) {
     if (norm.weight) rows.norm(p.out[i], norm, p.head_width, p.out[i], p.batch * heads);
     for (int64_t head = 0; head < p.batch * heads; ++head) {
       const int64_t before = head / heads * p.angles;
-      code.rows.rotate(rows.type, rows.at(p.out[i], head, p.head_width), rows.at(p.cos, before, 1),
-                       rows.at(p.sin, before, 1), p.head_width);
+      rows.steps.rotate(rows.at(p.out[i], head, p.head_width), rows.at(p.cos, before, 1), rows.at(p.sin, before, 1),
+                        p.head_width);
     }
   }
 }
 
 void complete(const Kernels& code, const Completion& c, int threads) {
-  const Rows rows{code, static_cast<Type>(c.type), c.batch, threads};
+  const Rows rows = rows_of(code, c.type, c.batch, threads);
   const int64_t inner = c.matrices[1].rows, all = c.batch * c.width;
   const auto after = rows.scratch(c.width), normed = rows.scratch(c.width);
   const auto gate = rows.scratch(inner), up = rows.scratch(inner);
   void* const attended[] = {after.get()};
   rows.product(c.matrices, 1, c.bias, c.attended, attended);
-  code.rows.add(rows.type, c.hidden, after.get(), all, after.get());
+  rows.steps.add(c.hidden, after.get(), all, after.get());
   rows.norm(after.get(), c.norm, c.width, normed.get(), c.batch);
   void* const inside[] = {gate.get(), up.get()};
   rows.product(c.matrices + 1, 2, c.bias + 1, normed.get(), inside);
-  code.rows.gate(rows.type, gate.get(), up.get(), c.batch * inner, gate.get());
+  rows.steps.gate(gate.get(), up.get(), c.batch * inner, gate.get());
   rows.product(c.matrices + 3, 1, c.bias + 3, gate.get(), &c.out);
-  code.rows.add(rows.type, after.get(), c.out, all, c.out);
+  rows.steps.add(after.get(), c.out, all, c.out);
 }
 
 }  // namespace prunus

@@ -57,7 +57,7 @@ struct Kernels {
   StripProduct product;
   StripExpansion expand;
   HeadsAttention attend;
-  RowSteps rows;
+  TokenSteps rows;
 };
 
 extern const Kernels portable_kernels;

@@ -12,17 +12,23 @@ struct Norm {
   float epsilon;
 };
 
-// All of `type`, bfloat16 or fp32; `out` may be what is read.
+// Of rows of one type; `out` may be what is read.
 struct RowSteps {
-  void (*norm)(Type type, const void* row, const Norm& norm, int64_t width, void* out);
+  void (*norm)(const void* row, const Norm& norm, int64_t width, void* out);
   // Of one head, in place: its two halves are turned by the angles of `cos` and `sin`, `width` of each.
-  void (*rotate)(Type type, void* row, const void* cos, const void* sin, int64_t width);
+  void (*rotate)(void* row, const void* cos, const void* sin, int64_t width);
   // silu(gate) * up
-  void (*gate)(Type type, const void* gate, const void* up, int64_t count, void* out);
-  void (*add)(Type type, const void* one, const void* other, int64_t count, void* out);
+  void (*gate)(const void* gate, const void* up, int64_t count, void* out);
+  void (*add)(const void* one, const void* other, int64_t count, void* out);
+};
+
+struct TokenSteps {
+  RowSteps bfloat16, float32;
   // Of each kGroup fp32 numbers the codes of int8 products, their scale, and 128 times the sum of each kTile codes.
   void (*round)(const float* numbers, int64_t groups, int8_t* codes, float* scale, int32_t* offset);
   void (*widen)(const uint16_t* bfloat16, int64_t count, float* out);
+
+  const RowSteps& of(Type type) const { return type == kFloat32 ? float32 : bfloat16; }
 };
 
 }  // namespace prunus

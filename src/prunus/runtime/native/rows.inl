@@ -109,42 +109,33 @@ inline void round_groups(const float* numbers, int64_t groups, int8_t* codes, fl
   }
 }
 
+void widen(const uint16_t* bfloat16, int64_t count, float* out) {
+  for (int64_t i = 0; i < count; ++i) out[i] = widened(bfloat16[i]);
+}
+
 // The same place, as numbers of a type.
 template <class Value>
 inline Value* typed(void* pointer) { return static_cast<Value*>(pointer); }
 template <class Value>
 inline const Value* typed(const void* pointer) { return static_cast<const Value*>(pointer); }
 
-constexpr RowSteps rows = {
-    [](Type type, const void* row, const Norm& norm, int64_t width, void* out) {
-      if (type == kFloat32)
-        norm_row(typed<float>(row), norm, width, typed<float>(out));
-      else
-        norm_row(typed<uint16_t>(row), norm, width, typed<uint16_t>(out));
+template <class Value>
+constexpr RowSteps steps_of = {
+    [](const void* row, const Norm& norm, int64_t width, void* out) {
+      norm_row(typed<Value>(row), norm, width, typed<Value>(out));
     },
-    [](Type type, void* row, const void* cos, const void* sin, int64_t width) {
-      if (type == kFloat32)
-        rotate_row(typed<float>(row), typed<float>(cos), typed<float>(sin), width);
-      else
-        rotate_row(typed<uint16_t>(row), typed<uint16_t>(cos), typed<uint16_t>(sin), width);
+    [](void* row, const void* cos, const void* sin, int64_t width) {
+      rotate_row(typed<Value>(row), typed<Value>(cos), typed<Value>(sin), width);
     },
-    [](Type type, const void* gate, const void* up, int64_t count, void* out) {
-      if (type == kFloat32)
-        gate_row(typed<float>(gate), typed<float>(up), count, typed<float>(out));
-      else
-        gate_row(typed<uint16_t>(gate), typed<uint16_t>(up), count, typed<uint16_t>(out));
+    [](const void* gate, const void* up, int64_t count, void* out) {
+      gate_row(typed<Value>(gate), typed<Value>(up), count, typed<Value>(out));
     },
-    [](Type type, const void* one, const void* other, int64_t count, void* out) {
-      if (type == kFloat32)
-        add_rows(typed<float>(one), typed<float>(other), count, typed<float>(out));
-      else
-        add_rows(typed<uint16_t>(one), typed<uint16_t>(other), count, typed<uint16_t>(out));
-    },
-    round_groups,
-    [](const uint16_t* bfloat16, int64_t count, float* out) {
-      for (int64_t i = 0; i < count; ++i) out[i] = widened(bfloat16[i]);
+    [](const void* one, const void* other, int64_t count, void* out) {
+      add_rows(typed<Value>(one), typed<Value>(other), count, typed<Value>(out));
     },
 };
+
+constexpr TokenSteps rows = {steps_of<uint16_t>, steps_of<float>, round_groups, widen};
 
 }  // namespace
 }  // namespace prunus

@@ -135,12 +135,15 @@ def test_what_is_no_model_is_refused(tmp_path):
         engine_fit(tmp_path / "nothing")
 
 
-@pytest.mark.parametrize(("family", "said"), [("qwen2", "vLLM takes a head of qwen2 to be 64 / 2"), ("llama", "")])
-def test_heads_whose_width_vllm_gets_wrong_are_refused(family, said, tmp_path):
+@pytest.mark.parametrize("engine", ["vLLM", "llama.cpp"])
+@pytest.mark.parametrize("family", ["qwen2", "llama"])
+def test_heads_whose_width_an_engine_gets_wrong_are_refused(family, engine, tmp_path):
     dense = save_tiny(TINY[family], tmp_path / "dense")
     package.shrink(dense, tmp_path / "small", kv_groups=0.5, score="magnitude", refit=False)
-    told = {name: [one["why"] for one in fit(tmp_path / name)["vllm"]["refuses"]] for name in ("dense", "small")}
-    of_heads = {name: [why for why in refused if "wide, and vLLM takes" in why] for name, refused in told.items()}
+    of_heads = {
+        name: [one["why"] for one in fit(tmp_path / name)[engine.lower()]["refuses"] if "takes a head of" in one["why"]]
+        for name in ("dense", "small")
+    }
     assert of_heads["dense"] == []
-    assert [said in why for why in of_heads["small"]] == [True] * len(of_heads["small"])
-    assert bool(of_heads["small"]) is bool(said)
+    assert bool(of_heads["small"]) is (family == "qwen2")
+    assert all(f"{engine} takes a head of qwen2 to be 64 / 2" in why for why in of_heads["small"])

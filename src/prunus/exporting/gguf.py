@@ -15,13 +15,14 @@ from prunus.exporting.generation import check_carried, for_gguf, left_behind
 from prunus.exporting.gguf_file import read_gguf, read_sampling
 from prunus.exporting.gguf_types import DEFAULT, GGUF_TYPES, GgufType
 from prunus.exporting.types import FileType
-from prunus.exporting.widths import check_widths
+from prunus.exporting.widths import check_head_width, check_widths
 from prunus.models import StreamedModel
 
 SIXTEEN_BITS = {torch.float16: "f16", torch.bfloat16: "bf16"}
 
 
 def _check(model: StreamedModel, kind: FileType) -> list[str]:
+    check_head_width(model.checkpoint, LLAMA_CPP.name)
     width = int(model.checkpoint.config.get_text_config(decoder=True).hidden_size)
     return [*check_widths(model.spec, width, cast(GgufType, kind)), *left_behind(model.checkpoint)]
 

@@ -26,6 +26,7 @@ from prunus.engines.vllm import HEAD_SIZES
 from prunus.errors import UserError
 from prunus.exporting.formats import Conversion, Format
 from prunus.exporting.types import FileType
+from prunus.exporting.widths import check_head_width
 from prunus.models import StreamedModel
 from prunus.models.axes import shapes_of
 from prunus.models.configs import with_dtype
@@ -46,7 +47,6 @@ TYPES = {
         FileType(name="fp8", bits=8, kl=0.15, nll=0.1, keeps=True),
     )
 }
-DERIVES_HEADS = ("qwen2",)  # families whose model in vLLM 0.32 does not read head_dim
 DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
 
 
@@ -69,13 +69,7 @@ def _check_heads(model: StreamedModel) -> None:
             f"the heads of {model.checkpoint.path} are {width} wide, and vLLM on the CPU takes "
             f"{', '.join(map(str, HEAD_SIZES))}; export to gguf instead, or keep to transformers for this model."
         )
-    text = model.config.get_text_config(decoder=True)
-    heads, hidden = text.num_attention_heads, text.hidden_size
-    if text.model_type in DERIVES_HEADS and width * heads != hidden:
-        raise UserError(
-            f"the {heads} heads of {model.checkpoint.path} are {width} wide, and vLLM takes a head of "
-            f"{text.model_type} to be {hidden} / {heads}: cut layers or the FFN in place of heads, or export to gguf."
-        )
+    check_head_width(model.checkpoint, "vLLM")
 
 
 def lacks_avx512() -> bool:

@@ -1,4 +1,4 @@
-"""Whether a model's shapes fit a GGUF type, from its skeleton alone: before any weight is read.
+"""Whether a model's shapes fit an engine and a GGUF type, from its skeleton alone: before any weight is read.
 
 A quantized row is cut into blocks of 32 weights, or 256 in the K-quants. llama.cpp writes what does not fit as another
 type without an error; here that is refused, or said by name beforehand.
@@ -8,7 +8,10 @@ from prunus.checkpoint import Checkpoint
 from prunus.checkpoint.per_layer import layer_fields
 from prunus.errors import UserError
 from prunus.exporting.gguf_types import BLOCK, GgufType
+from prunus.models.limits import head_size
 from prunus.models.spec import ModelSpec
+
+DERIVES_HEADS = ("qwen2",)  # families whose models in vLLM 0.32 and llama.cpp do not read head_dim
 
 
 def check_uniform(checkpoint: Checkpoint, engine: str) -> None:
@@ -17,6 +20,17 @@ def check_uniform(checkpoint: Checkpoint, engine: str) -> None:
         raise UserError(
             f"the layers of {checkpoint.path} differ, and {engine} reads one width of each kind for all of them; "
             "shrink without --per-layer, --attention and --mlp."
+        )
+
+
+def check_head_width(checkpoint: Checkpoint, engine: str) -> None:
+    """Refuse heads whose width the engine takes to be the hidden width over their number, where it is another."""
+    text = checkpoint.config.get_text_config(decoder=True)
+    heads, width, hidden = text.num_attention_heads, head_size(checkpoint.config), text.hidden_size
+    if text.model_type in DERIVES_HEADS and width * heads != hidden:
+        raise UserError(
+            f"the {heads} heads of {checkpoint.path} are {width} wide, and {engine} takes a head of {text.model_type} "
+            f"to be {hidden} / {heads}: cut layers or the FFN in place of heads, or export to onnx or openvino."
         )
 
 

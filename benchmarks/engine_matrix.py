@@ -2,7 +2,7 @@
 
 Families: tiny random models of Llama, Qwen 2, Qwen 3, Mistral, Gemma 3 and Qwen 3 MoE, with widths that engines take
 (hidden 128, FFN 256, 4 heads of 32 on 2, 4 layers; Gemma 3 has 6, the last of them with full attention), and the
-tokenizer of the demo's model; and SmolLM2 itself. Each as it is, and as these variants:
+tokenizer of the demo's model, Qwen 2 its own; and SmolLM2 itself. Each as it is, and as these variants:
 
     shrunk     FFN and KV groups halved, by magnitude; of experts their FFN. SmolLM2: FFN 1536 to 1024, by activation
     depth      2 layers; SmolLM2: 24 of 30
@@ -38,6 +38,7 @@ import torch
 import transformers
 from lines import add, rows_in
 from peers import demo_model
+from qwen_tokenizer import qwen2_tokenizer
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer
 
 import prunus
@@ -52,7 +53,6 @@ from prunus.models.streamed import open_model
 from prunus.quantizing import SCHEMES
 
 SMOLLM2 = "smollm2"
-TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
 SIZES = {
     "vocab_size": 49152,
     "hidden_size": 128,
@@ -70,7 +70,7 @@ EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 
 GEMMA = {"sliding_window": 64, "query_pre_attn_scalar": 32}
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"tie_word_embeddings": True},
-    "qwen2": {},
+    "qwen2": {"vocab_size": 151936, "bos_token_id": 151643, "eos_token_id": 151645, "pad_token_id": 151643},
     "qwen3": {"tie_word_embeddings": True},
     "mistral": {"sliding_window": None},
     "gemma3_text": {"num_hidden_layers": 6, "layer_types": ["sliding_attention"] * 5 + ["full_attention"], **GEMMA},
@@ -173,9 +173,8 @@ def dense_model(case: Case) -> Path:
             for parameter in model.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter)) if parameter.ndim == 1 else parameter.mul_(5)
         model.float().save_pretrained(unfinished)
-        for name in TOKENIZER:
-            if (case.demo / name).exists():
-                shutil.copyfile(case.demo / name, unfinished / name)
+        tokenizer = qwen2_tokenizer() if case.family == "qwen2" else AutoTokenizer.from_pretrained(case.demo)
+        tokenizer.save_pretrained(unfinished)
         AutoTokenizer.from_pretrained(unfinished).save_pretrained(unfinished)  # some families cut text their own way
         unfinished.rename(folder)
     return folder

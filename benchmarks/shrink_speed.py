@@ -12,24 +12,27 @@ shrunk directory, one line of JSON:
 With --to, all of them are exported first (`prunus export`, beside each directory) and run in that engine.
 
 The machine must be quiet. `--make` writes a Llama-shaped model of random bf16 weights to FOLDER/dense (1.1 billion
-parameters: hidden 1920, FFN 5632, 24 layers, 30 heads on 10, tied embeddings) and what it becomes when 20, 35 and 50%
-of the parameters outside the embedding are removed, by width (KV groups, and the FFN in multiples of 64) and by depth;
-and, for small machines, what recipes/edge.yaml leaves of SmolLM2 (edge): two thirds of the layers, narrower by 21% of
-their parameters: 13 GB in all, 2.2 GB for the dense one. Speed does not depend on the values of dense weights, so these
-random siblings are as fast as shrunk models of the same shapes.
+parameters) and what it becomes when 20, 35 and 50% of the parameters outside the embedding are removed, by width (KV
+groups, and the FFN in multiples of 64) and by depth; and, for small machines, what recipes/edge.yaml leaves of SmolLM2
+(edge): two thirds of the layers, narrower by 21% of their parameters: 13 GB in all, 2.2 GB for the dense one. Of two
+shapes: hidden 1920, 24 layers, 30 heads on 10, tied embeddings, whose KV groups can be cut finely; or that of
+decode.py, hidden 2048, 22 layers, 32 heads on 4, not tied (--shape decode). Speed does not depend on the values of
+dense weights, so these random siblings are as fast as shrunk models of the same shapes.
 
 usage: shrink_speed.py DENSE SHRUNK ... [--prompt-tokens 128] [--new-tokens 64] [--repetitions 9] [--threads N]
                        [--to gguf:q4_0]
-       shrink_speed.py --make FOLDER --tokenizer DIR [--only width-20,depth-50] [the same]
+       shrink_speed.py --make FOLDER --tokenizer DIR [--shape decode] [--only width-20,depth-50] [the same]
 """
 
 import argparse
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from decode import shape as decode_shape
 from memory import write_random_weights
 from peers import prunus, result_of
 from transformers import AutoTokenizer, LlamaConfig
@@ -39,7 +42,7 @@ MULTIPLE = 64
 CONDITIONS = ("engine", "dtype", "threads", "prompt_tokens", "new_tokens", "repetitions")
 
 
-def dense_config(vocabulary: int) -> LlamaConfig:
+def many_groups(vocabulary: int) -> LlamaConfig:
     return LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=1920,
@@ -53,6 +56,9 @@ def dense_config(vocabulary: int) -> LlamaConfig:
         architectures=["LlamaForCausalLM"],
         dtype="bfloat16",
     )
+
+
+SHAPES: dict[str, Callable[[int], LlamaConfig]] = {"groups": many_groups, "decode": partial(decode_shape, 22)}
 
 
 def narrower(dense: LlamaConfig, removed: float) -> LlamaConfig:
@@ -97,9 +103,9 @@ def block_parameters(config: LlamaConfig) -> int:
     return int(config.hidden_size * (attention + 3 * config.intermediate_size))
 
 
-def make_models(folder: Path, tokenizer: Path, only: list[str]) -> list[Path]:
+def make_models(folder: Path, shape: str, tokenizer: Path, only: list[str]) -> list[Path]:
     """The directories of the dense model and, after it, its siblings; what is not there yet is made."""
-    dense = dense_config(len(AutoTokenizer.from_pretrained(tokenizer)))
+    dense = SHAPES[shape](len(AutoTokenizer.from_pretrained(tokenizer)))
     configs = {"dense": dense} | {
         name: make(dense, removed) for name, (make, removed) in SIBLINGS.items() if name in only
     }
@@ -107,9 +113,13 @@ def make_models(folder: Path, tokenizer: Path, only: list[str]) -> list[Path]:
         if not (folder / name).exists():
             shutil.rmtree(folder / "unfinished", ignore_errors=True)
             write_random_weights(folder / "unfinished", config)
-            AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder / "unfinished")
+            shutil.copytree(tokenizer, folder / "unfinished", ignore=not_tokenizer, dirs_exist_ok=True)
             (folder / "unfinished").rename(folder / name)
     return [folder / name for name in configs]
+
+
+def not_tokenizer(_folder: str, names: list[str]) -> list[str]:
+    return [name for name in names if not name.startswith(("tokenizer", "special_tokens", "chat_template"))]
 
 
 def exported(directory: Path, to: str | None) -> Path:
@@ -148,6 +158,7 @@ def main() -> None:
     parser.add_argument("directories", type=Path, nargs="*", metavar="DENSE SHRUNK")
     parser.add_argument("--make", type=Path, metavar="FOLDER")
     parser.add_argument("--tokenizer", type=Path, metavar="DIR")
+    parser.add_argument("--shape", choices=list(SHAPES), default="groups")
     parser.add_argument("--only", default=",".join(SIBLINGS))
     parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--new-tokens", type=int, default=64)
@@ -160,7 +171,7 @@ def main() -> None:
     only = args.only.split(",")
     if unknown := set(only) - set(SIBLINGS):
         parser.error(f"--only knows {', '.join(SIBLINGS)}, not {', '.join(sorted(unknown))}")
-    directories = make_models(args.make, args.tokenizer, only) if args.make else args.directories
+    directories = make_models(args.make, args.shape, args.tokenizer, only) if args.make else args.directories
     options: list[object] = ["--prompt-tokens", args.prompt_tokens, "--new-tokens", args.new_tokens]
     options += ["--repetitions", args.repetitions, *(["--threads", args.threads] if args.threads else [])]
     dense, *shrunk = (exported(directory, args.to) for directory in directories)

@@ -17,6 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from transformers import Qwen2Tokenizer
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 PACKAGE, RANKS = "dashscope==2.0.2", "dashscope/resources/qwen.tiktoken"
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")  # the ids after the ranks, in this order
@@ -24,13 +25,6 @@ CHAT = (
     "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-
-
-def byte_letters() -> dict[int, str]:
-    """The letter that stands for each byte in such a vocabulary: itself where it prints, else one after U+00FF."""
-    prints = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in prints]
-    return {byte: chr(byte) for byte in prints} | {byte: chr(256 + i) for i, byte in enumerate(others)}
 
 
 def last_merge(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
@@ -54,7 +48,7 @@ def ranks_of_qwen() -> dict[bytes, int]:
 
 
 def qwen2_tokenizer() -> Qwen2Tokenizer:
-    ranks, letters = ranks_of_qwen(), byte_letters()
+    ranks, letters = ranks_of_qwen(), bytes_to_unicode()
     text = {token: "".join(letters[byte] for byte in token) for token in ranks}
     longer = sorted((token for token in ranks if len(token) > 1), key=ranks.__getitem__)
     merges = [(text[a], text[b]) for a, b in (last_merge(token, ranks) for token in longer)]

@@ -259,6 +259,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "quantized": quantized,
     "kernel_speeds": kernel_speeds,
     "decode_speeds": decode_speeds,
+    "decode_speeds_int8": lambda: decode_speeds("decode_int8"),
     "sparse_quality": sparse_quality,
     "engine_matrix": engine_matrix,
     "engine_speeds": engine_speeds,

@@ -86,9 +86,13 @@ void expand(const Matrix& m, int64_t strip, int rows, Type type, void* out) {
   avx512_full_kernels.expand(m, strip, rows, type, out);
 }
 
+void two(const Strip& first, const Strip& second, const Inputs& inputs, float (*out)[kStrip]) {
+  avx512_full_kernels.two(first, second, inputs, out);
+}
+
 }  // namespace
 
-const Kernels amx_kernels = {"amx", true, product, expand, attend, rows};
+const Kernels amx_kernels = {"amx", true, product, expand, attend, rows, two};
 
 }  // namespace prunus
 #include "target_end.h"

@@ -24,9 +24,18 @@ struct Neighbours {
   }
 };
 
+// Sources of strips of one layout and as many columns have the same runs, tiles apart.
+template <class Source, int kStrips>
+inline bool next_run(Source (&sources)[kStrips], Run& run) {
+  bool more = false;
+  for (auto& source : sources) more = source.next_run(run);
+  return more;
+}
+
 // Weights are asked for this many bytes before they are used: the hardware asks too late, above all when a cell takes few
-// bytes (80% zeros in bfloat16: 9.2 GB/s of a thread against 5.6 without, Sapphire Rapids). Past the end it does no harm.
-constexpr int kAhead = 4096, kMaskAhead = 2048, kWholeCellsAhead = 8192;
+// bytes (80% zeros in bfloat16: 9.2 GB/s of a thread against 5.6 without, Sapphire Rapids; docs/log.md). Past the end it does
+// no harm.
+constexpr int kAhead = 2048, kMaskAhead = 512, kWholeCellsAhead = 8192;
 
 inline void ask_for(const void* memory, int ahead) { _mm_prefetch(static_cast<const char*>(memory) + ahead, _MM_HINT_T0); }
 

@@ -38,6 +38,16 @@ struct Inputs {
 // One strip times up to kMaxBatch inputs, from the first of `inputs`: out[b][r], not yet times the scale of the row.
 using StripProduct = void (*)(const Matrix&, int64_t strip, const Inputs& inputs, int batch, float (*out)[kStrip]);
 
+// A strip of a matrix, and where that matrix' outputs go.
+struct Strip {
+  const Matrix& matrix;
+  int64_t index;
+  void* out;
+};
+
+// Two strips of one layout and type, not tiles, times one input.
+using TwoStripsProduct = void (*)(const Strip& first, const Strip& second, const Inputs& inputs, float (*out)[kStrip]);
+
 // `static`: each file has its own, compiled for its own processor.
 static inline Inputs from(Inputs inputs, int64_t first) {
   if (inputs.bfloat16) inputs.bfloat16 += first * inputs.stride;
@@ -58,6 +68,7 @@ struct Kernels {
   StripExpansion expand;
   HeadsAttention attend;
   TokenSteps rows;
+  TwoStripsProduct two = nullptr;  // or null: one strip at a time is as good
 };
 
 extern const Kernels portable_kernels;

@@ -18,7 +18,7 @@ from packed_models import save_sparse, write_packed
 from prunus.models.families import FAMILIES
 from prunus.runtime import TYPES, pack
 from prunus.runtime.block import BlockDecoder
-from prunus.runtime.linear import PackedLinear, optimize_decoding
+from prunus.runtime.linear import PackedLinear, gather, optimize_decoding
 from prunus.runtime.timing import random_matrix
 
 TAKEN = {"llama": 3, "mistral": 3, "qwen2": 3, "qwen3": 3, "qwen3_moe": 1}  # blocks of three that ours stands in for
@@ -141,6 +141,15 @@ def test_both_ways_without_gradients(mode: type[torch.no_grad]) -> None:
         found = _last(model)
     assert all(_stands_in(model))
     assert torch.allclose(found, _last(_plain(model)), atol=1e-4)
+
+
+def test_a_first_token_without_a_prompt() -> None:
+    """Matrices that nobody has looked at yet are looked at before the trial, and not in it."""
+    model = _model()
+    gather(model)
+    with torch.no_grad():
+        model(torch.zeros(1, 1, dtype=torch.int64), use_cache=True)
+    assert all(_stands_in(model))
 
 
 def test_what_others_call_is_not_taken_for_the_trials() -> None:

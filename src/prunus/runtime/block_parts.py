@@ -68,6 +68,9 @@ def try_block(block: nn.Module, hidden_BTD: Tensor, kwargs: dict[str, Any]) -> T
     own = {**kwargs, "past_key_values": past, "position_embeddings": (cos, sin), "attention_mask": None}
     own.pop("hidden_states", None)
     try:
+        for module in block.modules():
+            if isinstance(module, PackedLinear):
+                _ = module.multiplier  # looks at every part first, which is not what the block does
         with _calls_of(block) as calls, _Operations() as seen:
             result = type(block).forward(block, hidden, **own)
     except Exception:  # whatever fails inside the block's own code means: not of the common kind

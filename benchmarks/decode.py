@@ -22,9 +22,11 @@ import argparse
 import random
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -47,10 +49,10 @@ from prunus.runtime import TYPES
 from prunus.runtime.linear import PackedLinear, gather, optimize_decoding
 from prunus.runtime.native import kernels
 from prunus.runtime.timing import in_turn, packed_as, reading
-from prunus.steps.advise import seconds_of
 
 MODELS = ["dense", *(f"{p}-{t}" for t in TYPES for p in ("0", "0.5", "0.6", "0.7", "0.8", "2:4", "tiles-0.8"))]
 PROBE_BYTES = 1 << 30
+PRODUCTS = 9  # times that all products of a token are timed alone, in each round
 
 
 def shape(layers: int, vocabulary: int) -> LlamaConfig:
@@ -83,9 +85,10 @@ def pack_model(dense: Any, pattern: str, kind: str) -> Any:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(dense.config, dtype=torch.bfloat16)
     linears = {name: module for name, module in dense.named_modules() if isinstance(module, nn.Linear)}
+    packed = cache(lambda pattern, rows, columns: packed_as(pattern, TYPES[kind], rows, columns))
     for name, linear in linears.items():
-        packed = packed_as("0" if name == "lm_head" else pattern, TYPES[kind], *linear.weight.shape)
-        model.set_submodule(name, PackedLinear.holding(packed))
+        one = packed("0" if name == "lm_head" else pattern, *linear.weight.shape)
+        model.set_submodule(name, PackedLinear.holding(one))
     others = {
         name: tensor for name, tensor in dense.state_dict().items() if name.removesuffix(".weight") not in linears
     }
@@ -94,6 +97,15 @@ def pack_model(dense: Any, pattern: str, kind: str) -> Any:
     gather(model)
     optimize_decoding(model)
     return model.eval()
+
+
+def seconds_of(modules: Sequence[PackedLinear]) -> float:
+    """Seconds of the products of one token, one after another and nothing between them."""
+    inputs = {one.in_features: torch.zeros(1, one.in_features, dtype=torch.bfloat16) for one in modules}
+    start = time.perf_counter()
+    for one in modules:
+        one.multiply(inputs[one.in_features])
+    return time.perf_counter() - start
 
 
 def in_transformers(model: Any) -> Model:
@@ -121,27 +133,36 @@ def exported(folder: Path, kind: str) -> Path:
     return out
 
 
-def measure(
-    models: dict[str, Model], args: argparse.Namespace
-) -> tuple[dict[str, list[Times]], dict[str, list[float]]]:
-    """(times, GB/s of the memory alone beside them) of every model in every round."""
+@dataclass
+class Measured:
+    """Of one model, in every round: its times, bytes a second of the memory alone before, its products alone after."""
+
+    times: list[Times] = field(default_factory=list)
+    probe: list[float] = field(default_factory=list)
+    products: list[float] = field(default_factory=list)
+
+
+def measure(models: dict[str, Model], args: argparse.Namespace) -> dict[str, Measured]:
     prompt = random.Random(0).choices(range(args.vocabulary), k=args.prompt_tokens)
-    times: dict[str, list[Times]] = {name: [] for name in models}
-    probe: dict[str, list[float]] = {name: [] for name in models}
+    measured = {name: Measured() for name in models}
     memory = {"memory": reading(PROBE_BYTES)}
     for model in models.values():
         model.generate(prompt, 4)
     for each in range(args.rounds):
         for name in list(models)[:: 1 if each % 2 else -1]:
-            probe[name].append(PROBE_BYTES / in_turn(memory, 1)["memory"][0])
-            times[name].append(models[name].generate(prompt, args.new_tokens))
-    return times, probe
+            one, products = measured[name], models[name].products
+            one.probe.append(PROBE_BYTES / in_turn(memory, 1)["memory"][0])
+            one.times.append(models[name].generate(prompt, args.new_tokens))
+            if products:
+                one.products.append(median(products() for _ in range(PRODUCTS)))
+    return measured
 
 
-def row(name: str, models: dict[str, Model], times: dict[str, list[Times]], probe: list[float]) -> dict[str, Any]:
-    seconds = {one: [sum(t.steps) for t in times[one]] for one in times}
-    model, steps = models[name], [step for one in times[name] for step in one.steps]
-    rates = [model.num_bytes * len(t.steps) / sum(t.steps) for t in times[name]]
+def row(name: str, model: Model, measured: dict[str, Measured]) -> dict[str, Any]:
+    seconds = {other: [sum(t.steps) for t in one.times] for other, one in measured.items()}
+    times, probe, products = measured[name].times, measured[name].probe, measured[name].products
+    steps = [step for one in times for step in one.steps]
+    rates = [model.num_bytes * len(t.steps) / sum(t.steps) for t in times]
     told: dict[str, Any] = {
         "model": name,
         "tokens_per_second": round(1 / median(steps), 2),
@@ -149,13 +170,13 @@ def row(name: str, models: dict[str, Model], times: dict[str, list[Times]], prob
         "coverage": round(model.coverage, 3),
         "share": round(median(rate / p for rate, p in zip(rates, probe, strict=True)), 3),
         "probe": round(median(probe) / 1e9, 1),
-        "prefill_seconds": round(median(one.prefill for one in times[name]), 3),
+        "prefill_seconds": round(median(one.prefill for one in times), 3),
     }
-    for other in times:
+    for other in measured:
         told[f"over_{other}"] = round(median(d / s for d, s in zip(seconds[other], seconds[name], strict=True)), 3)
-    if model.products:
-        alone = median(model.products() for _ in range(9))
-        told["outside"] = round(median(steps) - alone, 5)
+    if products:
+        outside = [median(one.steps) - alone for one, alone in zip(times, products, strict=True)]
+        told["outside"] = round(median(outside), 5)
     return told
 
 
@@ -197,14 +218,10 @@ def main() -> None:
         for kind in kinds:
             models[kind] = in_llama_cpp(args.folder, kind, torch.get_num_threads(), stack, context)
         print(f"timing {args.rounds} rounds of {len(models)} models", file=sys.stderr, flush=True)
-        times, probe = measure(models, args)
-        for name in models:
-            beside = {name: times[name], **kept(times, args.against)}
-            add(args.out, row(name, models, beside, probe[name]) | about, show=True)
-
-
-def kept(times: dict[str, list[Times]], against: str) -> dict[str, list[Times]]:
-    return {name: times[name] for name in against.split(",") if name in times}
+        measured = measure(models, args)
+        for name, model in models.items():
+            beside = {one: measured[one] for one in (name, *args.against.split(",")) if one in measured}
+            add(args.out, row(name, model, beside) | about, show=True)
 
 
 if __name__ == "__main__":

@@ -54,16 +54,16 @@ def _show_sensitivity(rows: list[dict[str, Any]]) -> None:
 
 def _show_advice(advice: dict[str, Any]) -> None:
     title = f"Predicted decode speed in {advice['engine']}, batch 1, {advice['threads']} threads"
-    table = empty_table(title, "as", "pattern", "MB a token", "tokens/s")
+    table = empty_table(title, "as", "pattern", "MB a token", "tokens/s", "slow to fast")
     for row in advice["rows"]:
         pattern = "dense" if row["pattern"] == "0" else row["pattern"]
-        table.add_row(row["as"], pattern, f"{row['bytes'] / MB:,.1f}", f"{row['tokens_per_second']:.1f}")
+        slow, fast = row["range"]
+        size, speed = f"{row['bytes'] / MB:,.1f}", f"{row['tokens_per_second']:.1f}"
+        table.add_row(row["as"], pattern, size, speed, f"{slow:.1f} to {fast:.1f}")
     console.print(table)
-    rows, columns = advice["measured_on"]
     console.print(
-        f"Rates of a {rows}x{columns} matrix on this machine ({advice['level']}), whose memory gave "
-        f"{advice['bandwidth_gigabytes_per_second']:.1f} GB/s; {advice['seconds_outside_products'] * 1e3:.1f} ms of a "
-        "token are not products.",
+        f"Some blocks of each timed in turn, {advice['rounds']} rounds ({advice['level']}); the memory alone gave "
+        f"{advice['bandwidth_gigabytes_per_second']:.1f} GB/s. Slow to fast: all rounds but a tenth at either end.",
         markup=False,
         soft_wrap=True,
     )

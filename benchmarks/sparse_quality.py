@@ -3,7 +3,7 @@
 Every run (a directory that prunus made) and the dense model are exported to each of TYPES, proved, and evaluated in the
 engine that runs them: perplexity on the first windows of TEST and KL to the dense model in transformers. One line of
 JSON each; `bits_per_weight` are those of the matrices in the blocks, `speed_of` names the row of decode.py that has the
-same pattern and type. What is in OUT already is not done again.
+same pattern and type; a NAME begins with its pattern. What is in OUT already is not done again.
 
 usage: sparse_quality.py WORK --dense DIR --test TEST.txt --out ROWS.jsonl NAME=RUN ...
                          [--types sparse:bf16,sparse:int8] [--dense-types sparse:int8,gguf:q8_0,gguf:q4_0,gguf:q4_k_m]
@@ -56,7 +56,7 @@ def bits(step: dict[str, Any]) -> float:
 
 
 def speed_of(name: str, kind: str) -> str:
-    pattern = "0" if name == "dense" else name
+    pattern = "0" if name == "dense" else name.split()[0]
     return f"{pattern}-{SPEEDS[kind]}" if kind in SPEEDS else kind.removeprefix("gguf:")
 
 

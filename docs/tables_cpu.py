@@ -1,4 +1,5 @@
-"""The tables of docs/sparse-cpu.md: what `cpu_kernels.py`, `decode.py` and `sparse_quality.py` in benchmarks/ measured.
+"""The tables of docs/sparse-cpu.md: what `cpu_kernels.py`, `decode.py`, `advice.py` and `sparse_quality.py` in
+benchmarks/ measured.
 
 They are parts of `tables.py`, which writes them.
 """
@@ -52,9 +53,9 @@ def _kernels_in(rows: list[dict[str, Any]]) -> str:
     return table(head, lines)
 
 
-def decode_speeds(measured: str = "decode") -> str:
+def decode_speeds() -> str:
     """Decode speed of the 1.1-billion shape, packed and not, in one run."""
-    rows = rows_of(measured)
+    rows = rows_of("decode")
     lines = (
         (
             row["model"],
@@ -74,6 +75,14 @@ def decode_speeds(measured: str = "decode") -> str:
     )
     head = ("model", "MB a token", "tokens/s", "over dense", "over Q8_0", "over Q4_0", "of the bandwidth", "ms outside")
     return f"{about}:\n\n{table(head, lines)}"
+
+
+def advice() -> str:
+    """Predicted speeds of the 1.1-billion shape beside those of whole models in the same minute."""
+    rows = rows_of("advice")
+    lines = ((row["model"], f"{row['predicted']:.1f}", f"{row['measured']:.1f}", f"{row['ratio']:.2f}") for row in rows)
+    head = ("model", "predicted tokens/s", "measured", "predicted / measured")
+    return f"{rows[0]['cpu']}, torch {rows[0]['torch']}, 25 rounds:\n\n{table(head, lines)}"
 
 
 def sparse_quality() -> str:

@@ -25,7 +25,7 @@ UNCOUNTED = 1.0
 GB/s for up to 0.6 s after a pause and 55 from then on."""
 
 _DIFFERENT_ROWS = 256
-START = "weight_start"
+_START = "weight_start"
 
 Timed = Callable[[], object]
 
@@ -128,8 +128,8 @@ def packed_as(pattern: str, dtype: torch.dtype, rows: int, columns: int) -> Pack
 
 def _repeated(packed: Packed, times: int) -> Packed:
     """A matrix `times` below itself, which is whole strips."""
-    parts = {name: torch.cat([part] * times) for name, part in packed.parts.items() if name != START}
-    if START in packed.parts:
-        parts[START] = starts(packed.parts[START].diff().repeat(times))
+    parts = {name: torch.cat([part] * times) for name, part in packed.parts.items() if name != _START}
+    if _START in packed.parts:
+        parts[_START] = starts(packed.parts[_START].diff().repeat(times))
     scale_O = None if packed.scale_O is None else packed.scale_O.repeat(times)
     return replace(packed, rows=packed.rows * times, parts=parts, scale_O=scale_O)

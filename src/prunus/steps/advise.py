@@ -54,6 +54,7 @@ class Candidate:
         return [outside + max(some - outside, 0.0) * self.blocks.times + head for outside, some, head in rounds]
 
 
+@torch.inference_mode()
 def advise(model: StreamedModel) -> dict[str, Any]:
     """Predicted decode speed (batch 1, bfloat16) of every pattern and type on this machine, and what it says.
 
@@ -83,7 +84,6 @@ def advise(model: StreamedModel) -> dict[str, Any]:
     }
 
 
-@torch.inference_mode()
 def candidates_of(model: StreamedModel, blocks: Sequence[Source], head: Source) -> list[Candidate]:
     """All of them, the dense one by torch first."""
     by_torch = head_by_torch(head)
@@ -100,7 +100,6 @@ def candidates_of(model: StreamedModel, blocks: Sequence[Source], head: Source) 
     return found
 
 
-@torch.inference_mode()
 def passes_of(model: StreamedModel, candidates: Iterable[Candidate]) -> dict[str, Pass]:
     """All that is timed in turn."""
     passes = {MEMORY: reading(_READ_BYTES), OUTSIDE: without_blocks(model)}
@@ -109,7 +108,6 @@ def passes_of(model: StreamedModel, candidates: Iterable[Candidate]) -> dict[str
     return passes
 
 
-@torch.inference_mode()
 def _timed(passes: Mapping[str, Pass]) -> dict[str, list[float]]:
     """Seconds of every pass in as many rounds as fit into some seconds."""
     once = sum(one.seconds() for one in passes.values())

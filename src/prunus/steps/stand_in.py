@@ -22,6 +22,7 @@ from prunus.models import StreamedModel
 from prunus.models.skeleton import build_on_meta, restore_buffers
 from prunus.models.trace import find_blocks
 from prunus.runtime.linear import PackedLinear, gather, optimize_decoding
+from prunus.runtime.multiply import Multiplier
 from prunus.runtime.timing import Pass, packed_as
 
 LEAST_BYTES = 160_000_000  # of a stand-in's matrices: several last-level caches
@@ -40,11 +41,11 @@ class StandIn:
 def packed_stand_in(model: StreamedModel, sources: Sequence[Source], pattern: str, dtype: torch.dtype) -> StandIn:
     """Every matrix of the blocks in a pattern and a type, in our kernels."""
     shapes = {source.linear.shape for source in sources}
-    made = {shape: PackedLinear.holding(packed_as(pattern, dtype, *shape)) for shape in shapes}
-    size = sum(made[source.linear.shape].packed.num_bytes for source in sources)
+    made = {shape: packed_as(pattern, dtype, *shape) for shape in shapes}
+    size = sum(made[source.linear.shape].num_bytes for source in sources)
     module, kept = _blocks_of(model, sources, size)
     for source in kept:
-        module.set_submodule(source.module, PackedLinear.holding(made[source.linear.shape].packed))
+        module.set_submodule(source.module, PackedLinear.holding(made[source.linear.shape]))
     gather(module)
     _fill(module)
     optimize_decoding(module)
@@ -72,7 +73,7 @@ def without_blocks(model: StreamedModel) -> Pass:
 def packed_head(head: Source, dtype: torch.dtype) -> Pass:
     """Logits and the likeliest token of one hidden state, by our kernels."""
     packed = packed_as("0", dtype, *head.linear.shape)
-    multiplier, x_MI = PackedLinear.holding(packed).multiplier, _inputs(head)
+    multiplier, x_MI = Multiplier(packed), _inputs(head)
     return Pass(lambda: multiplier(x_MI).argmax(-1), packed.num_bytes)
 
 
@@ -120,10 +121,10 @@ def _token(module: Any) -> Pass:
     token_11, decoder = torch.zeros(1, 1, dtype=torch.int64), module.base_model
     cache = decoder(input_ids=token_11, use_cache=True).past_key_values
     positions = getattr(module.config, "max_position_embeddings", None) or 2 * PROMPT
+    more = min(PROMPT, positions // 2) - 1
     for index, layer in enumerate(cache.layers):
         if getattr(layer, "keys", None) is not None:
-            again = min(PROMPT, positions // 2) - 1
-            cache.update(*(one.repeat(1, 1, again, 1) for one in (layer.keys, layer.values)), index)
+            cache.update(*(one.repeat(1, 1, more, 1) for one in (layer.keys, layer.values)), index)
 
     def run() -> None:
         grows = copy.copy(cache)

@@ -94,15 +94,15 @@ void floats(Source (&sources)[kStrips], const Inputs& inputs, float (*out)[kStri
     }
 }
 
-// Of the inputs of a run: those of one tile, or of a group, which is zero past its end.
+// Which sums the products of a run start from, where weights are unsigned: of the inputs of one tile, or of a group.
 template <class Source>
-inline int32_t offset_of(const Inputs& inputs, int b, const Run& run) {
-  const int32_t* from = inputs.offset + (b * inputs.stride + run.column) / kTile;
-  return Source::kWhole ? from[0] : from[0] + from[1] + from[2] + from[3];
+inline __m512i less_offset(const Inputs& inputs, int64_t column) {
+  const uint32_t* from = inputs.offset + static_cast<uint64_t>(column) / kTile;
+  return _mm512_set1_epi32(static_cast<int32_t>(from[0] - from[Source::kWhole ? 1 : kGroup / kTile]));
 }
 
 // int8 weights. The processor multiplies unsigned by signed bytes: weights are made unsigned, 128 more than they are, and
-// `Inputs::offset` is taken off again. In 2:4, where each row has inputs of its own, inputs are made unsigned instead, and
+// `Inputs::offset` is taken off before. In 2:4, where each row has inputs of its own, inputs are made unsigned instead, and
 // 128 times the sum of the weights is taken off.
 template <int kBatch, class Source, int kStrips>
 void bytes(Source (&sources)[kStrips], const Inputs& inputs, float (*out)[kStrip]) {
@@ -118,7 +118,10 @@ void bytes(Source (&sources)[kStrips], const Inputs& inputs, float (*out)[kStrip
     for (int chain = 0; chain < kChains; ++chain)
       for (int s = 0; s < kStrips; ++s) {
         surplus[chain][s] = _mm512_setzero_si512();
-        for (auto& one : products[chain][s]) one = _mm512_setzero_si512();
+        for (int b = 0; b < kBatch; ++b)
+          products[chain][s][b] = Source::kPlaced || chain
+                                      ? _mm512_setzero_si512()
+                                      : less_offset<Source>(inputs, b * inputs.stride + run.column);
       }
     const int8_t* x = inputs.rounded + run.column;
     auto add = [&](int chain, int s) __attribute__((always_inline)) {
@@ -149,15 +152,12 @@ void bytes(Source (&sources)[kStrips], const Inputs& inputs, float (*out)[kStrip
     for (int s = 0; s < kStrips; ++s)
       for (int b = 0; b < kBatch; ++b) {
         __m512i all = products[0][s][b];
-        if constexpr (Source::kPlaced)
-          all = _mm512_sub_epi32(all, surplus[0][s]);
-        else
-          all = _mm512_sub_epi32(all, _mm512_set1_epi32(offset_of<Source>(inputs, b, run)));
+        if constexpr (Source::kPlaced) all = _mm512_sub_epi32(all, surplus[0][s]);
         for (int chain = 1; chain < kChains; ++chain) {
           all = _mm512_add_epi32(all, products[chain][s][b]);
           if constexpr (Source::kPlaced) all = _mm512_sub_epi32(all, surplus[chain][s]);
         }
-        const float scale = inputs.scale[(b * inputs.stride + run.column) / kGroup];
+        const float scale = inputs.scale[static_cast<uint64_t>(b * inputs.stride + run.column) / kGroup];
         sum[s][b] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(all), _mm512_set1_ps(scale), sum[s][b]);
       }
   }

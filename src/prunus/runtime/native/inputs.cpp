@@ -18,7 +18,7 @@ PreparedInputs::PreparedInputs(const Given& given, bool for_bfloat16, bool for_i
     const int64_t groups = batch_ * stride_ / kGroup;
     rounded_.reset(new int8_t[batch_ * stride_]);
     scale_.reset(new float[groups]);
-    offset_.reset(new int32_t[batch_ * stride_ / kTile]);
+    offset_.reset(new uint32_t[batch_ * stride_ / kTile + 1]);
     code.rows.round(float32_.get(), groups, rounded_.get(), scale_.get(), offset_.get());
   }
 }

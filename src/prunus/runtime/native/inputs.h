@@ -34,7 +34,7 @@ class PreparedInputs {
   std::unique_ptr<uint16_t[]> bfloat16_;
   std::unique_ptr<float[]> float32_, scale_;
   std::unique_ptr<int8_t[]> rounded_;
-  std::unique_ptr<int32_t[]> offset_;
+  std::unique_ptr<uint32_t[]> offset_;
   bool keeps_float32_;
 };
 

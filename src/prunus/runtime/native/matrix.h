@@ -31,7 +31,7 @@ struct Inputs {
   const float* float32;      // for bfloat16 weights otherwise
   const int8_t* rounded;     // for int8 weights: round(x / scale)
   const float* scale;        // of each kGroup inputs, `stride / kGroup` to a row
-  const int32_t* offset;     // 128 times the sum of each kTile rounded inputs, `stride / kTile` to a row
+  const uint32_t* offset;    // 128 times the sum of all rounded inputs before each kTile, `stride / kTile` to a row
   int64_t stride;
 };
 

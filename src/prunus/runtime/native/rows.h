@@ -24,8 +24,9 @@ struct RowSteps {
 
 struct TokenSteps {
   RowSteps bfloat16, float32;
-  // Of each kGroup fp32 numbers the codes of int8 products, their scale, and 128 times the sum of each kTile codes.
-  void (*round)(const float* numbers, int64_t groups, int8_t* codes, float* scale, int32_t* offset);
+  // Of each kGroup fp32 numbers the codes of int8 products and their scale; before each kTile codes, and behind the last,
+  // 128 times the sum of all that were before.
+  void (*round)(const float* numbers, int64_t groups, int8_t* codes, float* scale, uint32_t* offset);
   void (*widen)(const uint16_t* bfloat16, int64_t count, float* out);
 
   const RowSteps& of(Type type) const { return type == kFloat32 ? float32 : bfloat16; }

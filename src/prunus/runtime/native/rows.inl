@@ -96,7 +96,9 @@ inline int8_t code_of(float multiple) {
   return static_cast<int8_t>(read<int32_t>(&shifted) - 0x4b400000);
 }
 
-inline void round_groups(const float* numbers, int64_t groups, int8_t* codes, float* scale, int32_t* offset) {
+inline void round_groups(const float* numbers, int64_t groups, int8_t* codes, float* scale, uint32_t* offset) {
+  uint32_t before = 0;  // it may run over: differences stay right
+  *offset++ = 0;
   for (int64_t group = 0; group < groups; ++group, numbers += kGroup, codes += kGroup) {
     const float largest = largest_of_group(numbers), inverse = largest > 0 ? 127.0f / largest : 0.0f;
     for (int i = 0; i < kGroup; ++i) codes[i] = code_of(numbers[i] * inverse);
@@ -104,7 +106,7 @@ inline void round_groups(const float* numbers, int64_t groups, int8_t* codes, fl
     for (int tile = 0; tile < kGroup; tile += kTile) {
       int32_t sum = 0;
       for (int i = 0; i < kTile; ++i) sum += codes[tile + i];
-      *offset++ = 128 * sum;
+      *offset++ = before += 128 * static_cast<uint32_t>(sum);
     }
   }
 }

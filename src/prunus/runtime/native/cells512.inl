@@ -100,9 +100,11 @@ struct Bitmask : Neighbours {
   }
   // The form that reads memory: it reads the values that are there and none behind them. Zeros come from a register that
   // the compiler cannot see through: AMD's Zen 4 makes the form with zeros of its own wait for the register that it
-  // writes (70% zeros in bfloat16, in the caches: 2.2 ns a cell against 1.2).
+  // writes (70% zeros in bfloat16, in the caches: 2.2 ns a cell against 1.2). Masks come by a general register, where the
+  // compiler would read each twice: int8 at 80% takes 5% less.
   __m512i next() {
-    const Mask bits = *mask++;
+    Mask bits = *mask++;
+    __asm__("" : "+r"(bits));
     const Value* from = values;
     values += __builtin_popcountll(bits);
     __m512i zeros = _mm512_setzero_si512();

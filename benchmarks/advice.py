@@ -64,7 +64,7 @@ def main() -> None:
         predicted, measured = candidates[name].seconds(timed), [seconds / TOKENS for seconds in timed[name]]
         told = {"model": name, "predicted": 1 / median(predicted), "measured": 1 / median(measured)}
         told["ratio"] = median(m / p for p, m in zip(predicted, measured, strict=True))
-        about = {key: machine()[key] for key in ("cpu", "torch", "transformers", "commit")}
+        about = {"rounds": args.rounds, **{key: machine()[key] for key in ("cpu", "torch", "transformers", "commit")}}
         add(args.out, {key: round(v, 3) if isinstance(v, float) else v for key, v in told.items()} | about, show=True)
 
 

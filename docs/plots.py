@@ -20,7 +20,7 @@ KINDS = {  # format, of ours with the type -> name, colour and symbol on the fig
     "sparse:int8": ("int8, ours", "#ee6677", "s"),
     "gguf": ("llama.cpp", "#888888", "D"),
 }
-ABOVE, BELOW = 5, -11  # of a point, where its name stands
+BESIDE, ABOVE, BELOW = 5, 5, -11  # of a point, where its name stands
 AXES = {"bits_per_weight": "bits a weight", "tokens_per_second": "decode, tokens/s of the 1.1B shape"}
 
 
@@ -40,15 +40,30 @@ def main() -> None:
 
 
 def draw(ax: Axes, name: str, points: Iterable[dict[str, Any]]) -> None:
-    """Rows that say what is on this axis, each with its pattern beside it."""
+    """Rows that say what is on this axis, each with its pattern beside it; trained ones are hollow."""
     shown = [point for point in points if name in point]
     for kind, (label, colour, symbol) in KINDS.items():
-        these = [point for point in shown if point["kind"] == kind]
-        look: dict[str, Any] = {"s": 40, "color": colour, "marker": symbol, "label": label}
-        ax.scatter([one[name] for one in these], [one["perplexity"] for one in these], **look)
+        for trained in (False, True):
+            these = [point for point in shown if point["kind"] == kind and point["trained"] == trained]
+            look: dict[str, Any] = {"s": 40, "edgecolor": colour, "marker": symbol, "linewidth": 1.5}
+            look |= (
+                {"facecolor": "white", "label": f"{label}, trained"}
+                if trained
+                else {"facecolor": colour, "label": label}
+            )
+            if these:
+                ax.scatter([one[name] for one in these], [one["perplexity"] for one in these], **look)
     for one in shown:
-        place = (5, BELOW if one["kind"] == "gguf" else ABOVE)
-        ax.annotate(one["name"], (one[name], one["perplexity"]), place, textcoords="offset points", fontsize=8)
+        left = one["name"] == "dense"
+        below = left or one["trained"]
+        ax.annotate(
+            one["name"],
+            (one[name], one["perplexity"]),
+            (-BESIDE if left else BESIDE, BELOW if below else ABOVE),
+            textcoords="offset points",
+            fontsize=8,
+            horizontalalignment="right" if left else "left",
+        )
     ax.set_xlim(left=0)
     ax.spines["right"].set_visible(False)
 
@@ -61,8 +76,8 @@ def measured() -> list[dict[str, Any]]:
         name, _, kind = row["row"].rpartition(" ")
         speed = {"tokens_per_second": speeds[row["speed_of"]]} if row["speed_of"] in speeds else {}
         form, _, type_ = kind.partition(":")
-        shown = {"name": type_, "kind": form} if form in KINDS else {"name": name, "kind": kind}
-        found.append({**row, **speed, **shown})
+        shown = {"name": type_, "kind": form} if form in KINDS else {"name": name.split()[0], "kind": kind}
+        found.append({**row, **speed, **shown, "trained": name.endswith(" trained")})
     return found
 
 

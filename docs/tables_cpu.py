@@ -82,7 +82,7 @@ def advice() -> str:
     rows = rows_of("advice")
     lines = ((row["model"], f"{row['predicted']:.1f}", f"{row['measured']:.1f}", f"{row['ratio']:.2f}") for row in rows)
     head = ("model", "predicted tokens/s", "measured", "predicted / measured")
-    return f"{rows[0]['cpu']}, torch {rows[0]['torch']}, 25 rounds:\n\n{table(head, lines)}"
+    return f"{rows[0]['cpu']}, torch {rows[0]['torch']}, {rows[0]['rounds']} rounds:\n\n{table(head, lines)}"
 
 
 def sparse_quality() -> str:

@@ -63,6 +63,19 @@ def test_what_beats_what(seconds, size, says):
     assert sentence == f"0.5 as sparse:bf16: {says}"
 
 
+@pytest.mark.parametrize(
+    ("seconds", "says"),
+    [
+        (0.5, "dense gguf:q4_0 is smaller."),
+        (1.5, "dense gguf:q4_0 is smaller; dense gguf:q4_0 may be faster: time it."),
+        (2.5, "dense gguf:q4_0 is smaller and faster; do not prune for speed here."),
+    ],
+)
+def test_what_llama_cpp_reaches_at_best_it_may_not_reach(seconds, says):
+    four_bits = {**row("gguf:q4_0", "0", 1.0, 100), "seconds_at_worst": 2.0}
+    assert advise._verdict(row("sparse:int8", "0.5", seconds, 200), [four_bits]) == f"0.5 as sparse:int8: {says}"
+
+
 def test_other_engines_are_not_asked(tiny_llama_dir):
     with pytest.raises(UserError, match="vllm gives no advice; sparse-cpu does"):
         profile(tiny_llama_dir, engine="vllm")

@@ -45,14 +45,11 @@ def draw(ax: Axes, name: str, points: Iterable[dict[str, Any]]) -> None:
     for kind, (label, colour, symbol) in KINDS.items():
         for trained in (False, True):
             these = [point for point in shown if point["kind"] == kind and point["trained"] == trained]
-            look: dict[str, Any] = {"s": 40, "edgecolor": colour, "marker": symbol, "linewidth": 1.5}
-            look |= (
-                {"facecolor": "white", "label": f"{label}, trained"}
-                if trained
-                else {"facecolor": colour, "label": label}
-            )
+            fill, title = ("white", f"{label}, trained") if trained else (colour, label)
+            look: dict[str, Any] = {"s": 40, "marker": symbol, "linewidth": 1.5, "edgecolor": colour}
             if these:
-                ax.scatter([one[name] for one in these], [one["perplexity"] for one in these], **look)
+                x, y = ([one[key] for one in these] for key in (name, "perplexity"))
+                ax.scatter(x, y, facecolor=fill, label=title, **look)
     for one in shown:
         left = one["name"] == "dense"
         below = left or one["trained"]

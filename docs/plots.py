@@ -46,10 +46,9 @@ def draw(ax: Axes, name: str, points: Iterable[dict[str, Any]]) -> None:
         for trained in (False, True):
             these = [point for point in shown if point["kind"] == kind and point["trained"] == trained]
             fill, title = ("white", f"{label}, trained") if trained else (colour, label)
-            look: dict[str, Any] = {"s": 40, "marker": symbol, "linewidth": 1.5, "edgecolor": colour}
             if these:
                 x, y = ([one[key] for one in these] for key in (name, "perplexity"))
-                ax.scatter(x, y, facecolor=fill, label=title, **look)
+                ax.scatter(x, y, 40, marker=symbol, facecolor=fill, edgecolor=colour, linewidth=1.5, label=title)
     for one in shown:
         left = one["name"] == "dense"
         below = left or one["trained"]

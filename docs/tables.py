@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rows import rows_of, table
-from tables_cpu import advice, decode_speeds, kernel_speeds, sparse_quality
+from tables_cpu import advice, decode_speeds, kernel_speeds, loading, sparse_quality
 from tables_engines import engine_matrix, engine_speeds
 
 from prunus.models.families import FAMILIES
@@ -259,6 +259,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "quantized": quantized,
     "kernel_speeds": kernel_speeds,
     "decode_speeds": decode_speeds,
+    "loading": loading,
     "advice": advice,
     "sparse_quality": sparse_quality,
     "engine_matrix": engine_matrix,

@@ -1,5 +1,5 @@
-"""The tables of docs/sparse-cpu.md: what `cpu_kernels.py`, `decode.py`, `advice.py` and `sparse_quality.py` in
-benchmarks/ measured.
+"""The tables of docs/sparse-cpu.md: what `cpu_kernels.py`, `decode.py`, `loading.py`, `advice.py` and `sparse_quality.py`
+in benchmarks/ measured.
 
 They are parts of `tables.py`, which writes them.
 """
@@ -75,6 +75,16 @@ def decode_speeds() -> str:
     )
     head = ("model", "MB a token", "tokens/s", "over dense", "over Q8_0", "over Q4_0", "of the bandwidth", "ms outside")
     return f"{about}:\n\n{table(head, lines)}"
+
+
+def loading() -> str:
+    """Bytes of the 1.1-billion shape on disk and in memory, dense and packed."""
+    rows = rows_of("loading")
+    names = ("disk", "opened", "decoded", "own")
+    lines = ((row["model"], *(f"{row[name] / 1e9:.2f}" for name in names)) for row in rows)
+    head = ("model", "GB on disk", "peak until it is open", "peak after 8 tokens", "of that not mapped, at the end")
+    idle = max(row["idle"] for row in rows) / 1e9
+    return f"Torch, transformers and prunus alone take {idle:.2f} GB:\n\n{table(head, lines)}"
 
 
 def advice() -> str:

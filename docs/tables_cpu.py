@@ -1,5 +1,5 @@
-"""The tables of docs/sparse-cpu.md: what `cpu_kernels.py`, `decode.py`, `loading.py`, `advice.py` and `sparse_quality.py`
-in benchmarks/ measured.
+"""The tables of docs/sparse-cpu.md: what `cpu_kernels.py`, `decode.py`, `loading.py`, `advice.py` and
+`sparse_quality.py` in benchmarks/ measured.
 
 They are parts of `tables.py`, which writes them.
 """

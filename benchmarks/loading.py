@@ -17,6 +17,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import torch
 from lines import add
 from transformers import AutoModelForCausalLM
@@ -27,20 +28,15 @@ from prunus.benchmark.machine import machine, peak_resident_bytes, reset_peak_re
 @torch.inference_mode()
 def measure(folder: Path, tokens: int) -> dict[str, object]:
     """In this process, which has opened nothing before."""
-    idle = resident("VmRSS")
+    process = psutil.Process()
+    idle = process.memory_info().rss
     reset_peak_resident()
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
     opened = peak_resident_bytes()
     model.generate(torch.ones(1, 8, dtype=torch.int64), max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False)
     disk = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    own = resident("RssAnon")
-    return {"disk": disk, "opened": opened, "decoded": peak_resident_bytes(), "own": own, "idle": idle}
-
-
-def resident(kind: str) -> int:
-    """Bytes, as Linux tells them."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{kind}:"))
+    now = process.memory_info()
+    return {"disk": disk, "opened": opened, "decoded": peak_resident_bytes(), "own": now.rss - now.shared, "idle": idle}
 
 
 def main() -> None:
